@@ -1,0 +1,308 @@
+"""The pipeline's configuration: one TOML file, read strictly into frozen dataclasses.
+
+``infra/quickstart.toml`` carries every field with its default and a comment. Relative paths are relative to the
+folder of the configuration file. Only the standard library is imported here.
+"""
+
+import datetime as dt
+import tomllib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+from components.contracts import ModelKey, from_json
+from components.errors import InputError
+
+__all__ = [
+    "CollectSettings",
+    "EvaluateSettings",
+    "ExportSettings",
+    "FineTuneSettings",
+    "GateSettings",
+    "MlflowSettings",
+    "ModelSettings",
+    "Paths",
+    "PipelineConfig",
+    "PromoteSettings",
+    "ReportSettings",
+    "ScheduleSettings",
+    "ValidateSettings",
+    "load_config",
+]
+
+
+def _check(ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Paths:
+    """Where things lie; folders, or ``s3://bucket/prefix`` where said so."""
+
+    work_dir: str
+    """Step outputs, checkpoints, caches; a folder that every worker sees."""
+    landing: str
+    """Landing zone: ``<landing>/<product>/<line>/<camera>/<lot>/``; a folder or ``s3://``."""
+    data_repo: str
+    """The data repository (git + DVC); created on first use."""
+    dvc_remote: str
+    """Where DVC keeps the images; a folder or ``s3://``."""
+    s3_endpoint_url: str = ""
+    """For an S3 server that is not AWS; empty for AWS."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MlflowSettings:
+    """The tracking server and registry."""
+
+    tracking_uri: str
+    """``sqlite:///…``, ``postgresql+psycopg2://…`` or ``http://…``."""
+    artifact_root: str
+    """Where new experiments keep artifacts; a folder or ``s3://``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleSettings:
+    """When a night starts."""
+
+    cron: str = "0 2 * * *"
+    timezone: str = "UTC"
+    start_date: str = "2026-01-01"
+
+    def __post_init__(self) -> None:
+        ZoneInfo(self.timezone)
+        dt.date.fromisoformat(self.start_date)
+        _check(len(self.cron.split()) == 5, f"cron needs five fields, got {self.cron!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """One model key: a registered model, a champion, a golden set."""
+
+    product: str
+    line: str
+    camera: str
+    golden: str
+    """Golden set in MVTec layout: ``test/good``, ``test/<defect>`` and, if there are, ``ground_truth/<defect>``."""
+    recipe: str = "lite"
+    """A recipe of ``stlm.recipes``."""
+
+    @property
+    def key(self) -> ModelKey:
+        """The checked key."""
+        return ModelKey(product=self.product, line=self.line, camera=self.camera)
+
+    def __post_init__(self) -> None:
+        ModelKey(product=self.product, line=self.line, camera=self.camera)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CollectSettings:
+    """What counts as a complete batch."""
+
+    manifest_name: str = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidateSettings:
+    """The image contract. ``[low, high]`` pairs are inclusive."""
+
+    modes: tuple[str, ...] = ("L", "RGB")
+    """Pillow modes that are accepted."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Accepted ``[height, width]``; empty: the most common size of the night."""
+    min_side_px: int = 32
+    max_pixels: int = 50_000_000
+    """Above this an image is refused before it is decoded."""
+    mean_brightness: tuple[float, float] = (0.04, 0.96)
+    """Accepted mean grey level in [0, 1]."""
+    min_sharpness: float = 0.15
+    """Lowest accepted variance of the Laplacian, as a share of the night's median."""
+    min_entropy_bits: float = 2.0
+    """Lowest accepted entropy of the grey histogram."""
+    near_duplicate_bits: int = 2
+    """Two images whose 64-bit perceptual hashes differ in at most this many bits are near duplicates."""
+    max_age_days: int = 30
+    """Lots dated longer before the night than this, or after it, are rejected."""
+    min_images: int = 4
+    """Fewest accepted images in a lot."""
+    max_quarantined_share: float = 0.35
+    """A lot with a larger quarantined share is rejected whole."""
+    screen_false_alarm_rate: float = 0.02
+    """Share of good images that the pre-screen may lose, by calibration."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_quarantined_share", "screen_false_alarm_rate"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, f"{name} must be within [0, 1], got {value}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FineTuneSettings:
+    """How a night trains."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+    replay_images: int = 100
+    """Bound of the replay memory: images of earlier nights that are learnt again."""
+    held_out_share: float = 0.15
+    """Share of the accepted normals kept from training, for calibration."""
+    max_seconds: float = 3600.0
+    """Training stops at the next checkpoint after this time."""
+    checkpoint_seconds: float = 20.0
+    """At most this much work is repeated after a kill."""
+    num_threads: int = 0
+    """Torch threads; 0 leaves torch's own choice."""
+    teacher_checkpoint: str = ""
+    """Path or URL of a SAM or MobileSAM checkpoint, for recipes that want one."""
+    teacher_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        _check(0 < self.held_out_share < 1, f"held_out_share must be within (0, 1), got {self.held_out_share}")
+        _check(self.replay_images >= 0, f"replay_images must not be negative, got {self.replay_images}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateSettings:
+    """How candidate and champion are measured."""
+
+    target_false_alarm_rate: float = 0.05
+    """The operating threshold lets this share of held-out normals be called anomalous."""
+    recall: float = 0.9
+    """``false_alarm_rate_at_recall`` is read off at this recall."""
+    pro_fpr_limit: float = 0.3
+    bootstrap_samples: int = 1000
+    confidence: float = 0.95
+    num_synthetic: int = 64
+    """Synthetic defects drawn on golden normals where the golden set has no masks."""
+
+    def __post_init__(self) -> None:
+        for name in ("target_false_alarm_rate", "recall", "pro_fpr_limit", "confidence"):
+            value = getattr(self, name)
+            _check(0 < value < 1, f"{name} must be within (0, 1), got {value}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportSettings:
+    """What the exported file must prove."""
+
+    parity_images: int = 32
+    max_score_difference: float = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateSettings:
+    """Floors and margins; metric names are those of the evaluation report."""
+
+    floors: dict[str, float] = field(default_factory=lambda: {"image_auroc": 0.7})
+    """Metric -> lowest acceptable value."""
+    margins: dict[str, float] = field(
+        default_factory=lambda: {"image_auroc": 0.02, "pixel_auroc": 0.02, "pro": 0.04}
+    )
+    """Metric -> how much worse than the champion still counts as not inferior."""
+    alpha: float = 0.05
+    """One-sided error of each comparison."""
+    bootstrap_samples: int = 2000
+    min_per_class: int = 20
+    """Golden images per class below which the gate only says INCONCLUSIVE."""
+
+    def __post_init__(self) -> None:
+        _check(0 < self.alpha < 0.5, f"alpha must be within (0, 0.5), got {self.alpha}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromoteSettings:
+    """Who may move the alias."""
+
+    alias: str = "champion"
+    require_approval: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportSettings:
+    """How much the page shows."""
+
+    max_pictures: int = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PipelineConfig:
+    """Everything the DAGs and the command line need to know."""
+
+    paths: Paths
+    mlflow: MlflowSettings
+    models: tuple[ModelSettings, ...]
+    schedule: ScheduleSettings = ScheduleSettings()
+    collect: CollectSettings = CollectSettings()
+    validate: ValidateSettings = ValidateSettings()
+    fine_tune: FineTuneSettings = FineTuneSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    export: ExportSettings = ExportSettings()
+    gate: GateSettings = field(default_factory=GateSettings)
+    promote: PromoteSettings = PromoteSettings()
+    report: ReportSettings = ReportSettings()
+
+    def __post_init__(self) -> None:
+        slugs = [model.key.slug for model in self.models]
+        _check(bool(slugs), "models: at least one [[models]] entry is needed")
+        twice = sorted({slug for slug in slugs if slugs.count(slug) > 1})
+        _check(not twice, f"models: {', '.join(twice)} stands there twice")
+
+    def model(self, slug: str) -> ModelSettings:
+        """Settings of the key ``product.line.camera``; raises ``InputError`` naming the known ones."""
+        for model in self.models:
+            if model.key.slug == slug:
+                return model
+        known = ", ".join(model.key.slug for model in self.models)
+        raise InputError(f"unknown model key {slug!r}; configured: {known}")
+
+
+def _absolute(value: str, base: Path) -> str:
+    if "://" in value:
+        scheme, _, rest = value.partition(":///")
+        if scheme == "sqlite" and not rest.startswith("/"):
+            return f"sqlite:///{(base / rest).resolve()}"
+        return value
+    return str((base / value).resolve())
+
+
+def load_config(path: str | Path) -> PipelineConfig:
+    """Read and check a configuration file.
+
+    Args:
+        path: The TOML file; relative paths in it are relative to its folder.
+
+    Returns:
+        The configuration with absolute paths.
+
+    Raises:
+        InputError: The file is missing, is no TOML, or a field does not fit; the message names it.
+    """
+    path = Path(path).resolve()
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        config = from_json(PipelineConfig, raw, where=path.name)
+    except FileNotFoundError:
+        raise InputError(f"configuration file {path} does not exist") from None
+    except (tomllib.TOMLDecodeError, ValueError) as error:
+        raise InputError(f"configuration file {path}: {error}") from error
+    base = path.parent
+    paths = config.paths
+    return replace(
+        config,
+        paths=replace(
+            paths,
+            work_dir=_absolute(paths.work_dir, base),
+            landing=_absolute(paths.landing, base),
+            data_repo=_absolute(paths.data_repo, base),
+            dvc_remote=_absolute(paths.dvc_remote, base),
+        ),
+        mlflow=replace(
+            config.mlflow,
+            tracking_uri=_absolute(config.mlflow.tracking_uri, base),
+            artifact_root=_absolute(config.mlflow.artifact_root, base),
+        ),
+        models=tuple(replace(model, golden=_absolute(model.golden, base)) for model in config.models),
+    )

@@ -1,0 +1,418 @@
+"""What passes between the steps: small, frozen, strictly checked, and JSON on the wire.
+
+Only the standard library is imported here, so that a DAG file or a command line starts at once.
+"""
+
+import dataclasses
+import datetime as dt
+import enum
+import hashlib
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+__all__ = [
+    "BatchRef",
+    "CandidateRef",
+    "Contract",
+    "DatasetRef",
+    "EvaluationRef",
+    "GateDecision",
+    "ModelKey",
+    "ModelRef",
+    "NightStatus",
+    "PackageRef",
+    "PromotionRef",
+    "Reason",
+    "ReportRef",
+    "RunRef",
+    "ValidationRef",
+    "Verdict",
+    "canonical_json",
+    "digest_of",
+    "from_json",
+    "to_json",
+]
+
+_SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+ContractT = TypeVar("ContractT")
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON values of a contract: dataclasses to dicts, enums to their values, paths to strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return value
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling for one value: sorted keys, no spaces, no NaN."""
+    return json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def digest_of(value: Any) -> str:
+    """Hex sha256 of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def from_json(kind: type[ContractT], value: Any, *, where: str = "") -> ContractT:
+    """Build ``kind`` from plain JSON; unknown, missing or mistyped fields are errors that name the place.
+
+    Args:
+        kind: A dataclass of this module, or any dataclass made of such, of scalars, tuples and dicts.
+        value: What ``json.loads`` returned.
+        where: Prefix for messages, such as a file name.
+
+    Returns:
+        The checked value.
+
+    Raises:
+        ValueError: The JSON does not fit; the message names field, expected and got.
+    """
+    return typing.cast("ContractT", _read(kind, value, where or kind.__name__))
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _read_union(kind, value, where)
+    if origin is typing.Literal:
+        if value not in typing.get_args(kind):
+            raise ValueError(f"{where}: expected one of {list(typing.get_args(kind))}, got {value!r}")
+        return value
+    if origin in (tuple, list):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where}: expected a list, got {value!r}")
+        args = typing.get_args(kind)
+        if origin is tuple and args and args[-1] is not Ellipsis:
+            if len(args) != len(value):
+                raise ValueError(f"{where}: expected {len(args)} items, got {len(value)}")
+            return tuple(_read(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+        return origin(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected an object, got {value!r}")
+        item_kind = typing.get_args(kind)[1]
+        return {str(k): _read(item_kind, v, f"{where}.{k}") for k, v in value.items()}
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value, where)
+    return _read_scalar(kind, value, where)
+
+
+def _read_union(kind: Any, value: Any, where: str) -> Any:
+    options = typing.get_args(kind)
+    if value is None and types.NoneType in options:
+        return None
+    errors = []
+    for option in options:
+        if option is types.NoneType:
+            continue
+        try:
+            return _read(option, value, where)
+        except ValueError as error:
+            errors.append(str(error))
+    raise ValueError("; ".join(errors))
+
+
+def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object, got {value!r}")
+    hints = typing.get_type_hints(kind)
+    names = {f.name for f in dataclasses.fields(kind)}
+    required = {
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    problems = [f"unknown field {name!r}" for name in sorted(set(value) - names)]
+    problems += [f"missing field {name!r}" for name in sorted(required - set(value))]
+    if problems:
+        raise ValueError(f"{where}: {', '.join(problems)}; known fields: {', '.join(sorted(names))}")
+    fields = {name: _read(hints[name], item, f"{where}.{name}") for name, item in value.items()}
+    try:
+        return kind(**fields)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _read_scalar(kind: Any, value: Any, where: str) -> Any:
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        try:
+            return kind(value)
+        except ValueError:
+            raise ValueError(f"{where}: expected one of {[m.value for m in kind]}, got {value!r}") from None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(kind, type) or type(value) is not kind:
+        raise ValueError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
+    return value
+
+
+class Contract:
+    """Mix-in with nothing but the wire form; the dataclasses below say what is in it."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON object of this contract."""
+        return typing.cast("dict[str, Any]", to_json(self))
+
+    @classmethod
+    def from_json(cls, value: Any) -> typing.Self:
+        """Checked inverse of :meth:`to_json`; raises ``ValueError`` naming the field."""
+        return from_json(cls, value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class ModelKey(Contract):
+    """Whose model it is: one registered model, champion, threshold and golden set per key."""
+
+    product: str
+    line: str
+    camera: str
+
+    def __post_init__(self) -> None:
+        for name in ("product", "line", "camera"):
+            value = getattr(self, name)
+            if not _SLUG.fullmatch(value):
+                raise ValueError(f"{name} must be lower-case letters, digits, '-' or '_', got {value!r}")
+
+    @property
+    def slug(self) -> str:
+        """``product.line.camera``: file-system, DAG-id and tag safe."""
+        return f"{self.product}.{self.line}.{self.camera}"
+
+    @property
+    def path(self) -> str:
+        """``product/line/camera``: the folder of this key in the landing zone and the data repository."""
+        return f"{self.product}/{self.line}/{self.camera}"
+
+    @property
+    def registered_model(self) -> str:
+        """Name of the registered model in MLflow."""
+        return f"stlm.{self.slug}"
+
+    @classmethod
+    def parse(cls, slug: str) -> "ModelKey":
+        """Inverse of :attr:`slug`; raises ``ValueError`` for anything else."""
+        parts = slug.split(".")
+        if len(parts) != 3:
+            raise ValueError(f"a model key is product.line.camera, got {slug!r}")
+        return cls(product=parts[0], line=parts[1], camera=parts[2])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRef(Contract):
+    """One night of one model key. Nothing in a step depends on the wall clock, only on this."""
+
+    key: ModelKey
+    partition: str
+    """The night, ``YYYY-MM-DD``."""
+    work_dir: str
+    """Folder that every worker sees: step outputs, checkpoints and caches live below it."""
+
+    def __post_init__(self) -> None:
+        dt.date.fromisoformat(self.partition)
+        if len(self.partition) != 10:
+            raise ValueError(f"partition must be YYYY-MM-DD, got {self.partition!r}")
+
+    @property
+    def run_dir(self) -> Path:
+        """``work_dir/runs/<key>/<partition>``."""
+        return Path(self.work_dir) / "runs" / self.key.slug / self.partition
+
+
+class NightStatus(enum.Enum):
+    """How collecting ended."""
+
+    NEW_IMAGES = "NEW_IMAGES"
+    NOTHING_NEW = "NOTHING_NEW"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchRef(Contract):
+    """A night's complete lots, copied and checked byte for byte.
+
+    ``manifest_path`` is JSON: ``{"partition", "key", "lots": [{"lot", "date", "late", "images":
+    [{"name", "bytes", "sha256"}]}]}``; the files lie at ``image_dir/<lot>/<name>``.
+    """
+
+    manifest_path: str
+    image_dir: str
+    digest: str
+    """Digest of the manifest: the same images give the same digest on any machine."""
+    num_lots: int
+    num_images: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetRef(Contract):
+    """The night's partition in the data repository."""
+
+    repo: str
+    revision: str
+    """Full git commit of the data repository."""
+    tag: str
+    dvc_md5: str
+    """md5 of the tracked ``data/`` folder at that commit, as in ``data.dvc``."""
+    path: str
+    """Folder of the partition inside the repository: ``data/<key.path>/<partition>``; lots are its sub-folders."""
+    digest: str
+    """The batch digest that was versioned."""
+    num_images: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRef(Contract):
+    """A registered model version."""
+
+    name: str
+    version: int
+    candidate_key: str
+    package_dir: str
+    """Local folder with the version's package (read-only)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationRef(Contract):
+    """Which images of the night may be learnt from, and why the others may not."""
+
+    table_path: str
+    """Parquet, one row per image; ``accepted`` (bool) and ``reasons`` (string, ``;``-separated) decide."""
+    docs_path: str
+    """Index page of Great Expectations' data docs."""
+    digest: str
+    num_accepted: int
+    num_quarantined: int
+    num_rejected: int
+    """Images of lots that failed as a whole."""
+    rejected_lots: tuple[str, ...]
+    reasons: dict[str, int]
+    """Reason -> number of images."""
+    champion: ModelRef | None
+    """The champion this night builds on, pinned here so that a re-run has the same parent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CandidateRef(Contract):
+    """A trained model that nobody has judged yet."""
+
+    package_dir: str
+    """Holds ``model.safetensors``, ``config.json``, ``lineage.json`` and ``replay.json``."""
+    candidate_key: str
+    """sha256 over weights, data, code and configuration: the identity of the candidate."""
+    weights_sha256: str
+    parent_version: int | None
+    num_steps: int
+    num_new_images: int
+    num_replay_images: int
+    training_seconds: float
+    curves_path: str
+    """JSON: ``{"<stage>": [{"step", "<loss name>", ...}]}``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationRef(Contract):
+    """Champion and candidate measured in one run on one golden set."""
+
+    report_path: str
+    """JSON metrics with intervals, per model and stratum; layout in ``components/evaluate.py``."""
+    scores_path: str
+    """``.npz`` with per-image scores and labels of both models; layout in ``components/evaluate.py``."""
+    digest: str
+    """Digest of the report."""
+    golden_digest: str
+    candidate_key: str
+    champion_version: int | None
+    synthetic_pixels: bool
+    """True where pixel metrics come from synthetic defects, because the golden set has no masks."""
+    metrics: dict[str, float | None]
+    """The candidate's point estimates, for people; ``None`` where undefined."""
+    champion_metrics: dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackageRef(Contract):
+    """The candidate as it would be served."""
+
+    package_dir: str
+    """Adds ``model.onnx``, ``calibration.json`` and ``manifest.json`` (sha256 of every file)."""
+    digest: str
+    candidate_key: str
+    max_score_difference: float
+    num_decision_flips: int
+    num_parity_images: int
+    onnx_ms_per_image: float
+    size_bytes: int
+
+
+class Verdict(enum.Enum):
+    """What the gate says; only PROMOTE opens the way."""
+
+    PROMOTE = "PROMOTE"
+    REJECT = "REJECT"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    ERROR = "ERROR"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reason(Contract):
+    """One rule of the gate and what it found."""
+
+    rule: str
+    verdict: Verdict
+    """What this rule alone would say."""
+    detail: str
+    """A sentence with the numbers."""
+    value: float | None = None
+    limit: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateDecision(Contract):
+    """The verdict, with one reason per rule; bound to the candidate and to the champion it was judged against."""
+
+    verdict: Verdict
+    reasons: tuple[Reason, ...]
+    candidate_key: str
+    champion_version: int | None
+    bootstrap: bool
+    """True for the first model of a key, judged by floors alone."""
+    evaluation_digest: str
+    package_digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromotionRef(Contract):
+    """What the registry looks like afterwards."""
+
+    outcome: typing.Literal["PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "FROZEN"]
+    name: str
+    version: int | None
+    """The candidate's version, ``None`` when it was refused and not registered."""
+    champion_version: int | None
+    previous_version: int | None
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportRef(Contract):
+    """The page a person reads in the morning."""
+
+    page_path: str
+    artifact_uri: str
+    summary: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Airflow wiring: schedules, order and retries, nothing else."""

@@ -1,0 +1,1 @@
+"""STLM anomaly detection: models, training, metrics, export and prediction, without any orchestrator."""

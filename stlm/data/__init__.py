@@ -1,0 +1,1 @@
+"""Images, masks, folders and pseudo-anomalies."""

@@ -1,0 +1,71 @@
+"""From a file to the network's input: the one decoder and the one resize of the product."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from stlm.errors import DataError
+
+__all__ = ["preprocess", "read_image", "read_mask"]
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Decode an 8-bit grey or RGB photograph.
+
+    Args:
+        path: File that Pillow can decode.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB; grey is replicated.
+
+    Raises:
+        DataError: The file cannot be decoded, or is not 8-bit grey or RGB.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.mode not in ("L", "RGB", "P", "1"):
+                    raise DataError(f"{path}: expected an 8-bit grey or RGB image, got mode {image.mode}")
+                return np.asarray(image.convert("RGB"))
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: cannot be decoded ({error})") from error
+
+
+def read_mask(path: str | Path, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Decode a defect mask and bring it to ``size`` (height, width) by nearest neighbour.
+
+    Returns:
+        ``(H, W)`` bool; True on defect pixels.
+
+    Raises:
+        DataError: The file cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            grey = image.convert("L").resize((size[1], size[0]), Image.Resampling.NEAREST)
+            return np.asarray(grey) > 127
+    except Exception as error:
+        raise DataError(f"{path}: cannot be decoded ({error})") from error
+
+
+def preprocess(images: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Resize to the network's size, bilinear with antialiasing.
+
+    Args:
+        images: ``(B, H, W, 3)`` uint8 RGB.
+        image_size: ``(height, width)`` of the result.
+
+    Returns:
+        ``(B, 3, height, width)`` float32 in [0, 1].
+    """
+    scaled = images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+    return F.interpolate(scaled, size=image_size, mode="bilinear", antialias=True, align_corners=False).clamp(0.0, 1.0)

@@ -1,0 +1,1 @@
+"""The detectors and how they are built, saved and loaded."""
