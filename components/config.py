@@ -70,6 +70,9 @@ class ScheduleSettings:
     cron: str = "0 2 * * *"
     timezone: str = "UTC"
     start_date: str = "2026-01-01"
+    retries: int = 2
+    """How often a step is tried again after an error that may pass."""
+    retry_delay_s: float = 60.0
 
     def __post_init__(self) -> None:
         ZoneInfo(self.timezone)

@@ -1,0 +1,290 @@
+"""The night of every model key: landing zone to verdict and promotion.
+
+One DAG per configured key, ``nightly_retrain.<product>.<line>.<camera>``, so that each key has its own pause button,
+history and backfill, and its nights run one after the other. One partition is one night, ``YYYY-MM-DD``; a run started
+by hand names it in its partition key or in the parameter ``partition``. A night without new images skips everything
+but the report and succeeds; a night in which a step failed still writes its report, and fails.
+"""
+
+import datetime as dt
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, CronPartitionTimetable, Param
+
+from components.config import ModelSettings, PipelineConfig
+from components.contracts import (
+    BatchRef,
+    CandidateRef,
+    Contract,
+    DatasetRef,
+    EvaluationRef,
+    GateDecision,
+    NightStatus,
+    PackageRef,
+    PromotionRef,
+    RunRef,
+    ValidationRef,
+)
+from dags._run import Json, Skip, Step, configuration, failures_of
+
+STEPS = [
+    "collect",
+    "version",
+    "validate",
+    "fine_tune",
+    "evaluate",
+    "export",
+    "gate",
+    "promote",
+]
+"""What a night does, in order; ``report`` tells how it went."""
+
+
+def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
+    """Wire the steps of one model key.
+
+    Args:
+        config: The pipeline's configuration.
+        model: The key's entry in it.
+
+    Returns:
+        The DAG.
+    """
+    paths, mlflow, key = config.paths, config.mlflow, model.key
+    step = Step(key, paths.work_dir, config.schedule)
+
+    @step()
+    def collect(run: RunRef) -> Contract:
+        """Copy the night's complete lots out of the landing zone, checked byte for byte."""
+        from components import collect as component
+
+        return component.collect(
+            component.CollectInputs(
+                run=run,
+                landing=paths.landing,
+                s3_endpoint_url=paths.s3_endpoint_url,
+                settings=config.collect,
+            )
+        )
+
+    @step(pool="dvc")
+    def version(run: RunRef, collected: Json) -> Contract:
+        """Add the night's partition to the data repository and push it; nothing new: skip the rest of the night."""
+        from components import version as component
+
+        if NightStatus(collected["status"]) is NightStatus.NOTHING_NEW:
+            raise Skip("nothing new in the landing zone")
+        return component.version(
+            component.VersionInputs(
+                run=run,
+                batch=BatchRef.from_json(collected["batch"]),
+                data_repo=paths.data_repo,
+                dvc_remote=paths.dvc_remote,
+                s3_endpoint_url=paths.s3_endpoint_url,
+            )
+        )
+
+    @step()
+    def validate(run: RunRef, dataset: Json) -> Contract:
+        """Decide image by image what may be learnt from; pin the champion this night builds on."""
+        from components import validate as component
+
+        return component.validate(
+            component.ValidateInputs(
+                run=run,
+                dataset=DatasetRef.from_json(dataset),
+                dvc_remote=paths.dvc_remote,
+                s3_endpoint_url=paths.s3_endpoint_url,
+                golden=model.golden,
+                mlflow=mlflow,
+                settings=config.validate,
+            )
+        )
+
+    @step(pool="gpu")
+    def fine_tune(run: RunRef, dataset: Json, validation: Json) -> Contract:
+        """Train a candidate from the champion on the accepted images and a bounded replay of earlier nights."""
+        from components import fine_tune as component
+
+        return component.fine_tune(
+            component.FineTuneInputs(
+                run=run,
+                dataset=DatasetRef.from_json(dataset),
+                validation=ValidationRef.from_json(validation),
+                dvc_remote=paths.dvc_remote,
+                s3_endpoint_url=paths.s3_endpoint_url,
+                recipe=model.recipe,
+                mlflow=mlflow,
+                settings=config.fine_tune,
+            )
+        )
+
+    @step()
+    def evaluate(run: RunRef, candidate: Json, validation: Json) -> Contract:
+        """Measure candidate and champion on the golden set, in one run."""
+        from components import evaluate as component
+
+        return component.evaluate(
+            component.EvaluateInputs(
+                run=run,
+                candidate=CandidateRef.from_json(candidate),
+                champion=ValidationRef.from_json(validation).champion,
+                golden=model.golden,
+                settings=config.evaluate,
+            )
+        )
+
+    @step()
+    def export(run: RunRef, candidate: Json, evaluation: Json) -> Contract:
+        """Write the package that would be served and prove that it behaves like the candidate."""
+        from components import export as component
+
+        return component.export(
+            component.ExportInputs(
+                run=run,
+                candidate=CandidateRef.from_json(candidate),
+                evaluation=EvaluationRef.from_json(evaluation),
+                golden=model.golden,
+                settings=config.export,
+            )
+        )
+
+    @step()
+    def gate(run: RunRef, evaluation: Json, package: Json) -> Contract:
+        """Judge the package: floors, and non-inferiority against the champion."""
+        from components import gate as component
+
+        return component.gate(
+            component.GateInputs(
+                run=run,
+                evaluation=EvaluationRef.from_json(evaluation),
+                package=PackageRef.from_json(package),
+                settings=config.gate,
+            )
+        )
+
+    @step(pool="promotion")
+    def promote(
+        run: RunRef,
+        package: Json,
+        decision: Json,
+        dataset: Json,
+        validation: Json,
+        evaluation: Json,
+        candidate: Json,
+    ) -> Contract:
+        """Register the package and move the alias, if and only if the gate said so."""
+        from components import promote as component
+
+        return component.promote(
+            component.PromoteInputs(
+                run=run,
+                package=PackageRef.from_json(package),
+                decision=GateDecision.from_json(decision),
+                dataset=DatasetRef.from_json(dataset),
+                validation=ValidationRef.from_json(validation),
+                evaluation=EvaluationRef.from_json(evaluation),
+                candidate=CandidateRef.from_json(candidate),
+                mlflow=mlflow,
+                settings=config.promote,
+            )
+        )
+
+    @step(trigger_rule="all_done")
+    def report(run: RunRef, *outputs: Json | None) -> Contract:
+        """Write the page a person reads in the morning, whatever happened."""
+        from components import report as component
+
+        return component.report(
+            component.ReportInputs(
+                run=run,
+                **_report_fields(*outputs),
+                failures=failures_of(run, STEPS),
+                golden=model.golden,
+                mlflow=mlflow,
+                settings=config.report,
+            )
+        )
+
+    with DAG(
+        dag_id=f"nightly_retrain.{key.slug}",
+        description="landing zone -> verdict and promotion, one partition a night",
+        doc_md=__doc__,
+        schedule=CronPartitionTimetable(
+            config.schedule.cron,
+            timezone=config.schedule.timezone,
+            key_format="%Y-%m-%d",
+        ),
+        start_date=dt.datetime.fromisoformat(config.schedule.start_date).replace(
+            tzinfo=ZoneInfo(config.schedule.timezone)
+        ),
+        catchup=False,
+        max_active_runs=1,
+        params={
+            "partition": Param(
+                None,
+                type=["null", "string"],
+                format="date",
+                description="The night of a run started by hand.",
+            )
+        },
+        tags=["nightly_retrain", key.product, key.line, key.camera],
+    ) as dag:
+        collected = collect()
+        dataset = version(collected)
+        validation = validate(dataset)
+        candidate = fine_tune(dataset, validation)
+        evaluation = evaluate(candidate, validation)
+        package = export(candidate, evaluation)
+        decision = gate(evaluation, package)
+        promotion = promote(
+            package, decision, dataset, validation, evaluation, candidate
+        )
+        page = report(
+            collected,
+            dataset,
+            validation,
+            candidate,
+            evaluation,
+            package,
+            decision,
+            promotion,
+        )
+        # The report runs whatever happened, so it cannot say how the run ended: this leaf fails where a step failed.
+        [promotion, page] >> EmptyOperator(task_id="finish", trigger_rule="none_failed")
+    return dag
+
+
+def _report_fields(*outputs: Json | None) -> dict[str, Any]:
+    """The report's inputs by name, from the outputs of ``STEPS`` in order; ``None`` for steps that did not run."""
+    collected, *others = outputs
+    kinds: tuple[type[Contract], ...] = (
+        DatasetRef,
+        ValidationRef,
+        CandidateRef,
+        EvaluationRef,
+        PackageRef,
+        GateDecision,
+        PromotionRef,
+    )
+    names = (
+        "dataset",
+        "validation",
+        "candidate",
+        "evaluation",
+        "package",
+        "decision",
+        "promotion",
+    )
+    refs = (
+        None if value is None else kind.from_json(value)
+        for kind, value in zip(kinds, others, strict=True)
+    )
+    return {"collect": collected} | dict(zip(names, refs, strict=True))
+
+
+CONFIG = configuration()
+for MODEL in CONFIG.models:
+    nightly_retrain(CONFIG, MODEL)
