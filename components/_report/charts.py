@@ -1,0 +1,147 @@
+"""Charts as inline SVG whose colours are the page's own, so that they follow light, dark and print."""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from numpy.typing import NDArray
+
+__all__ = ["curves_svg", "histogram_svg"]
+
+_INK, _FAINT = "#010203", "#010204"
+_SERIES = ("#010211", "#010212", "#010213", "#010214", "#010215", "#010216")
+_VARIABLES = {_INK: "var(--muted)", _FAINT: "var(--line)"} | {
+    colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.6,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.4,
+}
+_MAX_POINTS = 240
+
+
+def _svg(figure: Figure, salt: str) -> str:
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # Inside an HTML page the name spaces and the metadata are noise, and the groups' names would clash between charts.
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"| id="[A-Za-z0-9.]+_[0-9]+"', "", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return svg.replace("'DejaVu Sans'", "system-ui")
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most ``_MAX_POINTS`` means of neighbouring points; a curve of thousands of steps stays readable."""
+    if len(points) <= _MAX_POINTS:
+        return list(points)
+    chunks = np.array_split(np.asarray(points, dtype=np.float64), _MAX_POINTS)
+    return [(float(chunk[-1, 0]), float(chunk[:, 1].mean())) for chunk in chunks]
+
+
+def curves_svg(stage: str, records: Sequence[Mapping[str, Any]]) -> str:
+    """One stage's losses over its steps.
+
+    Args:
+        stage: Name of the stage.
+        records: ``[{"step", "<loss name>", ...}]``; entries that are no finite numbers are skipped.
+
+    Returns:
+        An ``<svg>`` element; empty when there is nothing to draw.
+    """
+    series: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        step = record.get("step")
+        if not _numbers(step):
+            continue
+        for name, value in record.items():
+            if name != "step" and _numbers(value):
+                series.setdefault(str(name), []).append((float(step), float(value)))
+    if not series:
+        return ""
+    names = sorted(series, key=lambda name: (name not in {"loss", "total"}, name))[: len(_SERIES)]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        for name, colour in zip(names, _SERIES, strict=False):
+            steps, values = zip(*_thinned(series[name]), strict=True)
+            axes.plot(steps, values, color=colour, label=name.replace("_", " "))
+        drawn = [value for name in names for _, value in series[name]]
+        if min(drawn) > 0 and max(drawn) / min(drawn) > 30:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        if len(names) > 1 or names[0] != "loss":
+            axes.legend(ncols=2)
+        return _svg(figure, f"curves {stage}")
+
+
+def _bars(axes: Axes, values: NDArray[np.float64], edges: NDArray[np.float64], colour: str, label: str) -> None:
+    axes.hist(values, bins=edges.tolist(), color=colour, alpha=0.55, label=f"{label} ({len(values)})", linewidth=0)
+
+
+def histogram_svg(
+    title: str, scores: NDArray[np.float64], labels: NDArray[np.bool_], threshold: float | None
+) -> str:
+    """Scores of good and defective golden images, with the operating threshold.
+
+    Args:
+        title: Name of the model; also keeps the drawing's ids apart from other charts on the page.
+        scores: ``(N,)``, larger is more anomalous.
+        labels: ``(N,)``, True for a defective image.
+        threshold: Scores from here on are called anomalous; ``None`` when there is none.
+
+    Returns:
+        An ``<svg>`` element; empty when no score is finite.
+    """
+    finite = np.isfinite(scores)
+    scores, labels = scores[finite], labels[finite]
+    if scores.size == 0:
+        return ""
+    edges = np.histogram_bin_edges(scores, bins=36)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 2.5), layout="constrained")
+        axes = figure.add_subplot()
+        _bars(axes, scores[~labels], edges, _SERIES[0], "good")
+        _bars(axes, scores[labels], edges, _SERIES[1], "defective")
+        if threshold is not None and math.isfinite(threshold):
+            axes.axvline(threshold, color=_INK, linewidth=1.2, linestyle=(0, (4, 2)), label="threshold")
+        axes.set_xlabel("anomaly score")
+        axes.set_ylabel("golden images")
+        axes.legend()
+        return _svg(figure, f"histogram {title}")

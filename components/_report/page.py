@@ -1,0 +1,33 @@
+"""Fill the page's template; every dynamic text is escaped."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+__all__ = ["render"]
+
+_FOLDER = Path(__file__).parent
+
+
+def render(context: Mapping[str, Any]) -> str:
+    """The whole page as one HTML document.
+
+    Args:
+        context: What ``page.html.j2`` names; a missing name is an error, an empty one leaves its part out.
+
+    Returns:
+        HTML without any reference to another file but the link to the data docs.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # The style sheet is ours and holds no dynamic text; escaping would break its selectors.
+    stylesheet = Markup((_FOLDER / "page.css").read_text(encoding="utf-8"))  # noqa: S704
+    return environment.get_template("page.html.j2").render(context, stylesheet=stylesheet)

@@ -1,0 +1,188 @@
+"""The words of the page: verdict, reason, the night's key figures and where everything came from."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from components._report.night import ReportInputs, failure_of, nothing_new
+from components.contracts import Verdict
+
+__all__ = ["Fact", "Headline", "figures", "headline", "lineage", "number", "seconds"]
+
+Tone = Literal["good", "warn", "bad", "calm"]
+DASH = "\N{EN DASH}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Headline:
+    """How the night ended, in a word and a sentence."""
+
+    tone: Tone
+    badge: str
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fact:
+    """A labelled value."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A figure for people: fixed digits, or a dash where there is none."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
+        return DASH
+    return f"{value:.{digits}f}"
+
+
+def seconds(value: float) -> str:
+    """``95.2`` -> ``1 min 35 s``."""
+    whole = round(value)
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{value:.1f} s"
+
+
+def _first_objection(inputs: ReportInputs) -> str:
+    decision = inputs.decision
+    if decision is None:
+        return ""
+    for reason in decision.reasons:
+        if reason.verdict is decision.verdict and reason.verdict is not Verdict.PROMOTE:
+            return reason.detail
+    return next((r.detail for r in decision.reasons if r.verdict is not Verdict.PROMOTE), "")
+
+
+def _promoted(inputs: ReportInputs) -> Headline:
+    promotion, decision = inputs.promotion, inputs.decision
+    assert promotion is not None
+    if promotion.previous_version is None or (decision is not None and decision.bootstrap):
+        why = "It is the first model of this key and was judged by the floors alone."
+    else:
+        why = f"It replaces version {promotion.previous_version}; every rule of the gate was met."
+    return Headline(tone="good", badge="PROMOTED", sentence=f"Version {promotion.version} is the champion. {why}")
+
+
+def headline(inputs: ReportInputs) -> Headline:
+    """Verdict and one-sentence reason; a failure outranks everything that came before it."""
+    promotion, decision = inputs.promotion, inputs.decision
+    if promotion is not None and promotion.outcome in {"PROMOTED", "ALREADY_PROMOTED"}:
+        return _promoted(inputs)
+    if inputs.failures:
+        return Headline(tone="bad", badge="FAILED", sentence=f"{inputs.failures[0]} The champion is untouched.")
+    if promotion is not None and promotion.outcome in {"STALE_DECISION", "FROZEN"}:
+        detail = promotion.detail or "The registry did not take the candidate."
+        badge = promotion.outcome.replace("_", " ")
+        return Headline(tone="warn", badge=badge, sentence=f"{detail} The champion is untouched.")
+    if decision is not None:
+        tone: Tone = "warn" if decision.verdict is Verdict.INCONCLUSIVE else "bad"
+        badge = {Verdict.REJECT: "REJECTED", Verdict.PROMOTE: "NOT PROMOTED"}.get(decision.verdict, decision.verdict.value)
+        why = _first_objection(inputs) or (promotion.detail if promotion is not None else "The candidate was refused.")
+        return Headline(tone=tone, badge=badge, sentence=f"{_sentence(why)} The champion is untouched.")
+    if nothing_new(inputs):
+        return Headline(
+            tone="calm", badge="NOTHING NEW", sentence="No complete new lot had arrived. The champion is untouched."
+        )
+    if inputs.validation is not None and inputs.validation.num_accepted == 0:
+        why = "No image of the night passed validation, so nothing was trained."
+        return Headline(tone="warn", badge="NOTHING ACCEPTED", sentence=f"{why} The champion is untouched.")
+    return Headline(
+        tone="bad", badge="INCOMPLETE", sentence="The night ended without a verdict. The champion is untouched."
+    )
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _champion(inputs: ReportInputs, standing_version: int | None) -> Fact:
+    promotion, validation = inputs.promotion, inputs.validation
+    if promotion is not None:
+        now, before = promotion.champion_version, promotion.previous_version
+        if now is None:
+            return Fact(label="Champion now", value="none", note="no version has been promoted yet")
+        if promotion.outcome in {"PROMOTED", "ALREADY_PROMOTED"}:
+            return Fact(label="Champion now", value=f"v{now}", note="the first" if before is None else f"was v{before}")
+        return Fact(label="Champion now", value=f"v{now}", note="unchanged")
+    if validation is not None and validation.champion is not None:
+        return Fact(label="Champion now", value=f"v{validation.champion.version}", note="unchanged")
+    if standing_version is not None:
+        return Fact(label="Champion now", value=f"v{standing_version}", note="unchanged")
+    return Fact(label="Champion now", value="none", note="no version has been promoted yet")
+
+
+def figures(inputs: ReportInputs, standing_version: int | None) -> list[Fact]:
+    """The handful of figures at the top.
+
+    Args:
+        inputs: The night.
+        standing_version: Champion version in the registry, for nights that pinned none.
+
+    Returns:
+        One fact per tile; a step that did not run gives none.
+    """
+    collect, validation, candidate, evaluation = inputs.collect, inputs.validation, inputs.candidate, inputs.evaluation
+    facts = [_champion(inputs, standing_version)]
+    batch = (collect or {}).get("batch") or {}
+    waiting = len((collect or {}).get("waiting") or ())
+    if collect is not None:
+        lots = int(batch.get("num_lots", 0))
+        note = f"{lots} lot{'' if lots == 1 else 's'}" + (f", {waiting} waiting" if waiting else "")
+        facts.append(Fact(label="Images taken", value=str(batch.get("num_images", 0)), note=note))
+    if validation is not None:
+        note = f"{validation.num_quarantined} quarantined, {validation.num_rejected} in rejected lots"
+        facts.append(Fact(label="Images accepted", value=str(validation.num_accepted), note=note))
+    if candidate is not None:
+        note = f"{candidate.num_steps} steps, {candidate.num_replay_images} images replayed"
+        facts.append(Fact(label="Training", value=seconds(candidate.training_seconds), note=note))
+    if evaluation is not None:
+        before = evaluation.champion_metrics.get("image_auroc")
+        note = "no champion to compare with" if before is None else f"champion {number(before)}"
+        facts.append(Fact(label="Image AUROC", value=number(evaluation.metrics.get("image_auroc")), note=note))
+    return facts
+
+
+def lineage(inputs: ReportInputs, extra: dict[str, Any]) -> list[Fact]:
+    """What the candidate was made from, enough to make it again.
+
+    Args:
+        inputs: The night.
+        extra: Further entries from the package's ``lineage.json``.
+    """
+    rows = [("Model key", inputs.run.key.slug), ("Night", inputs.run.partition)]
+    if inputs.dataset is not None:
+        data = inputs.dataset
+        rows += [
+            ("Data revision", data.revision),
+            ("Data tag", data.tag),
+            ("DVC md5 of data/", data.dvc_md5),
+            ("Partition", data.path),
+            ("Batch digest", data.digest),
+        ]
+    if inputs.validation is not None:
+        rows.append(("Validation digest", inputs.validation.digest))
+    if inputs.candidate is not None:
+        parent = inputs.candidate.parent_version
+        rows += [
+            ("Candidate key", inputs.candidate.candidate_key),
+            ("Weights sha256", inputs.candidate.weights_sha256),
+            ("Parent", "none: trained from the teacher alone" if parent is None else f"version {parent}"),
+        ]
+    if inputs.evaluation is not None:
+        rows.append(("Golden set digest", inputs.evaluation.golden_digest))
+    if inputs.package is not None:
+        rows.append(("Package digest", inputs.package.digest))
+    known = {value for _, value in rows}
+    rows += [(name, str(value)) for name, value in sorted(extra.items()) if str(value) not in known]
+    return [Fact(label=label, value=value) for label, value in rows]
+
+
+def failures(inputs: ReportInputs) -> list[Fact]:
+    """Failed steps and their messages."""
+    facts = []
+    for failure in inputs.failures:
+        step, _, message = failure.partition(":")
+        known = failure_of(inputs, step.strip()) is not None and message
+        facts.append(Fact(label=step.strip() if known else "night", value=message.strip() if known else failure))
+    return facts
