@@ -1,0 +1,124 @@
+"""The operating threshold, from normal images that the model has not learnt.
+
+Split-conformal quantile: with ``n`` held-out normals and a target false-alarm rate ``a``, the threshold is their
+``ceil((n + 1)(1 - a))``-th smallest score, and a score *strictly above* it raises an alarm. A new normal from the same
+process then raises one with probability at most ``a``, whatever the distribution of the scores.
+
+With fewer than ``1/a - 1`` normals (19 for 5 %) no threshold can promise ``a``: the largest held-out score is taken,
+which promises ``1 / (n + 1)``. ``promised_false_alarm_rate`` always says what holds, and the interval how far the
+threshold may move with another draw of normals; with less than about ``2/a`` normals it is wide.
+"""
+
+import json
+import logging
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stlm.errors import DataError, MetricUndefinedError
+
+__all__ = ["CALIBRATION_FILE", "Calibration", "calibrate_threshold"]
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION_FILE = "calibration.json"
+"""Name of the file in a model's package."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibration:
+    """A threshold and what stands behind it."""
+
+    threshold: float
+    """An image is anomalous when its score is strictly above this."""
+    target_false_alarm_rate: float
+    promised_false_alarm_rate: float
+    """What the number of normals allows: at most the target, unless there are too few of them."""
+    num_normals: int
+    interval: tuple[float, float]
+    """Bootstrap interval of the threshold."""
+    confidence: float
+    """Of the interval."""
+
+    def is_anomalous(self, scores: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Decisions for scores of any shape."""
+        return np.asarray(np.asarray(scores, dtype=np.float64) > self.threshold, dtype=np.bool_)
+
+    def to_json(self) -> str:
+        """One JSON object with the fields of this class."""
+        return json.dumps(asdict(self), sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Calibration":
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            DataError: No JSON object, or its fields are not those of this class, or the threshold is not finite.
+        """
+        try:
+            fields: dict[str, Any] = json.loads(text)
+            low, high = fields["interval"]
+            calibration = cls(**{**fields, "interval": (float(low), float(high))})
+            finite = math.isfinite(calibration.threshold)
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"not a calibration: {error!r} in {text[:200]!r}") from error
+        if not finite:
+            raise DataError(f"calibration threshold must be finite, got {calibration.threshold}")
+        return calibration
+
+
+def calibrate_threshold(
+    scores: npt.ArrayLike,
+    target_false_alarm_rate: float,
+    *,
+    seed: int = 0,
+    bootstrap_samples: int = 1000,
+    confidence: float = 0.95,
+) -> Calibration:
+    """Choose the threshold above which the target share of normals lies.
+
+    Args:
+        scores: ``(N,)`` scores of held-out normals.
+        target_false_alarm_rate: Share of normals that may raise an alarm, in (0, 1).
+        seed: Of the bootstrap.
+        bootstrap_samples: Resamples behind the interval.
+        confidence: Of the interval.
+
+    Returns:
+        The threshold (one of the scores) with its interval.
+
+    Raises:
+        MetricUndefinedError: There is no score, or one is not finite.
+    """
+    if not 0 < target_false_alarm_rate < 1:
+        raise ValueError(f"target_false_alarm_rate must be within (0, 1), got {target_false_alarm_rate}")
+    values = np.sort(np.asarray(scores, dtype=np.float64).ravel())
+    num = values.size
+    if num == 0:
+        raise MetricUndefinedError("no held-out normal to calibrate the threshold on")
+    if not np.isfinite(values).all():
+        raise MetricUndefinedError(f"{np.count_nonzero(~np.isfinite(values))} of {num} held-out scores are not finite")
+    # The product is rounded first: 20 * 0.95 must not become 19.000000000000004 and then 20.
+    rank = min(num, math.ceil(round((num + 1) * (1 - target_false_alarm_rate), 9)))
+    promised = (num + 1 - rank) / (num + 1)
+    if promised > target_false_alarm_rate + 1e-9:
+        logger.warning(
+            "normals=%d are too few to promise a false-alarm rate of %.3f; promised=%.3f",
+            num,
+            target_false_alarm_rate,
+            promised,
+        )
+    draws = np.random.default_rng(seed).integers(num, size=(bootstrap_samples, num))
+    thresholds = np.sort(values[draws], axis=1)[:, rank - 1]
+    low, high = np.quantile(thresholds, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Calibration(
+        threshold=float(values[rank - 1]),
+        target_false_alarm_rate=target_false_alarm_rate,
+        promised_false_alarm_rate=promised,
+        num_normals=num,
+        interval=(float(low), float(high)),
+        confidence=confidence,
+    )

@@ -1,0 +1,49 @@
+"""Metrics of anomaly detection, exact to the tie, with bootstrap intervals over images. NumPy and SciPy only."""
+
+from stlm.metrics.auroc import auroc
+from stlm.metrics.estimates import (
+    IMAGE_METRICS,
+    LOWER_IS_BETTER,
+    PIXEL_METRICS,
+    Estimate,
+    ImageMeasurement,
+    PixelMeasurement,
+    difference,
+    estimate,
+)
+from stlm.metrics.intervals import (
+    one_sided_bounds,
+    percentile_interval,
+    resample_counts,
+)
+from stlm.metrics.operating_point import false_alarm_rate_at_recall, rate_above
+from stlm.metrics.pixels import (
+    PixelMetrics,
+    PixelStatistics,
+    pixel_metrics,
+    pixel_statistics,
+)
+from stlm.metrics.pro import PRO_FPR_LIMIT, per_region_overlap
+
+__all__ = [
+    "IMAGE_METRICS",
+    "LOWER_IS_BETTER",
+    "PIXEL_METRICS",
+    "PRO_FPR_LIMIT",
+    "Estimate",
+    "ImageMeasurement",
+    "PixelMeasurement",
+    "PixelMetrics",
+    "PixelStatistics",
+    "auroc",
+    "difference",
+    "estimate",
+    "false_alarm_rate_at_recall",
+    "one_sided_bounds",
+    "per_region_overlap",
+    "percentile_interval",
+    "pixel_metrics",
+    "pixel_statistics",
+    "rate_above",
+    "resample_counts",
+]
