@@ -1,0 +1,225 @@
+"""The night's MLflow run: one per model key and partition, opened by whoever comes first.
+
+Every function may be called again with the same arguments: metrics carry timestamps derived from the night instead of
+the clock, so that a repeated value is the same row, and artifacts are overwritten in place.
+"""
+
+import datetime as dt
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, Metric, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
+
+from components.adapters._mlflow import has_code, mlflow_client, reaching
+from components.config import MlflowSettings
+from components.contracts import RunRef
+
+__all__ = [
+    "artifact_uri",
+    "close_run",
+    "log_artifacts",
+    "log_curves",
+    "log_metrics",
+    "open_run",
+    "set_tags",
+]
+
+_BATCH = 1000
+"""MLflow's own limit of metrics in one request."""
+
+
+def open_run(mlflow: MlflowSettings, run: RunRef) -> str:
+    """The id of the night's MLflow run; created, with its experiment, by the first caller.
+
+    The experiment is named like the registered model and keeps its artifacts below ``mlflow.artifact_root``.
+
+    Args:
+        mlflow: Where the tracking server is.
+        run: The night.
+
+    Returns:
+        MLflow's run id, the same for every caller of the same night.
+
+    Raises:
+        TransientError: MLflow cannot be reached.
+    """
+    client = mlflow_client(mlflow.tracking_uri)
+    lock = Path(run.work_dir) / "locks" / f"mlflow-{run.key.slug}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    # MLflow has no unique tags: two steps that open the same night at once would make two runs.
+    with reaching(mlflow.tracking_uri), FileLock(lock):
+        experiment = _experiment(client, run.key.registered_model, mlflow.artifact_root)
+        known = client.search_runs(
+            [experiment.experiment_id],
+            f"tags.`stlm.key` = '{run.key.slug}' and tags.`stlm.partition` = '{run.partition}'",
+            order_by=["attributes.start_time ASC"],
+            max_results=1,
+        )
+        if known:
+            return str(known[0].info.run_id)
+        created = client.create_run(
+            experiment.experiment_id,
+            run_name=run.partition,
+            tags={"stlm.key": run.key.slug, "stlm.partition": run.partition},
+        )
+        return str(created.info.run_id)
+
+
+def _experiment(client: MlflowClient, name: str, artifact_root: str) -> Experiment:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            client.create_experiment(
+                name, artifact_location=f"{artifact_root.rstrip('/')}/{name}"
+            )
+        except MlflowException as error:
+            if not has_code(error, RESOURCE_ALREADY_EXISTS):
+                raise
+        experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        raise RuntimeError(
+            f"MLflow lost the experiment {name!r} right after creating it"
+        )
+    return experiment
+
+
+def _timestamp_ms(client: MlflowClient, run_id: str) -> int:
+    """Midnight UTC of the night: the same for every attempt, which makes a repeated metric the same row."""
+    partition = client.get_run(run_id).data.tags["stlm.partition"]
+    return int(
+        dt.datetime.fromisoformat(partition).replace(tzinfo=dt.UTC).timestamp() * 1000
+    )
+
+
+def _log(
+    mlflow: MlflowSettings, run_id: str, values: Iterable[tuple[str, float, int]]
+) -> None:
+    client = mlflow_client(mlflow.tracking_uri)
+    with reaching(mlflow.tracking_uri):
+        midnight_ms = _timestamp_ms(client, run_id)
+        metrics = (
+            Metric(name, float(value), midnight_ms + step, step)
+            for name, value, step in values
+        )
+        while batch := list(itertools.islice(metrics, _BATCH)):
+            client.log_batch(run_id, metrics=batch)
+
+
+def log_metrics(
+    mlflow: MlflowSettings,
+    run_id: str,
+    metrics: Mapping[str, float | None],
+    *,
+    step: int = 0,
+) -> None:
+    """Log figures in one request; ``None`` (undefined) is left out.
+
+    Args:
+        mlflow: Where the tracking server is.
+        run_id: From :func:`open_run`.
+        metrics: Name -> value; names may hold letters, digits, ``_-./ `` only.
+        step: MLflow's x axis.
+
+    Raises:
+        TransientError: MLflow cannot be reached.
+    """
+    _log(
+        mlflow,
+        run_id,
+        ((name, value, step) for name, value in metrics.items() if value is not None),
+    )
+
+
+def log_curves(
+    mlflow: MlflowSettings,
+    run_id: str,
+    curves: Mapping[str, Sequence[Mapping[str, float]]],
+) -> None:
+    """Log training curves as ``<stage>/<name>`` in as few requests as possible.
+
+    Args:
+        mlflow: Where the tracking server is.
+        run_id: From :func:`open_run`.
+        curves: Stage -> rows with an integer ``step`` and any number of values, as in ``CandidateRef.curves_path``.
+
+    Raises:
+        TransientError: MLflow cannot be reached.
+    """
+    _log(
+        mlflow,
+        run_id,
+        (
+            (f"{stage}/{name}", value, int(row["step"]))
+            for stage, rows in curves.items()
+            for row in rows
+            for name, value in row.items()
+            if name != "step"
+        ),
+    )
+
+
+def set_tags(mlflow: MlflowSettings, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set or overwrite tags of the run in one request.
+
+    Raises:
+        TransientError: MLflow cannot be reached.
+    """
+    client = mlflow_client(mlflow.tracking_uri)
+    with reaching(mlflow.tracking_uri):
+        client.log_batch(
+            run_id, tags=[RunTag(name, value) for name, value in tags.items()]
+        )
+
+
+def log_artifacts(
+    mlflow: MlflowSettings, run_id: str, path: Path, artifact_path: str = ""
+) -> str:
+    """Store a file, or the contents of a folder, with the run; an earlier copy is overwritten.
+
+    Args:
+        mlflow: Where the tracking server is.
+        run_id: From :func:`open_run`.
+        path: File or folder.
+        artifact_path: Folder within the run's artifacts; empty for their root.
+
+    Returns:
+        The URI of the stored file or of ``artifact_path``.
+
+    Raises:
+        TransientError: MLflow cannot be reached.
+    """
+    client = mlflow_client(mlflow.tracking_uri)
+    with reaching(mlflow.tracking_uri):
+        if path.is_dir():
+            client.log_artifacts(run_id, str(path), artifact_path or None)
+            return artifact_uri(mlflow, run_id, artifact_path)
+        client.log_artifact(run_id, str(path), artifact_path or None)
+        return artifact_uri(mlflow, run_id, f"{artifact_path}/{path.name}".lstrip("/"))
+
+
+def artifact_uri(mlflow: MlflowSettings, run_id: str, artifact_path: str = "") -> str:
+    """Where the run keeps ``artifact_path``.
+
+    Raises:
+        TransientError: MLflow cannot be reached.
+    """
+    client = mlflow_client(mlflow.tracking_uri)
+    with reaching(mlflow.tracking_uri):
+        root = str(client.get_run(run_id).info.artifact_uri).rstrip("/")
+    return f"{root}/{artifact_path}".rstrip("/")
+
+
+def close_run(mlflow: MlflowSettings, run_id: str, *, failed: bool = False) -> None:
+    """Mark the run finished or failed; a later step of the same night may still log to it.
+
+    Raises:
+        TransientError: MLflow cannot be reached.
+    """
+    client = mlflow_client(mlflow.tracking_uri)
+    with reaching(mlflow.tracking_uri):
+        client.set_terminated(run_id, status="FAILED" if failed else "FINISHED")
