@@ -1,0 +1,1 @@
+"""From a trained model to the file that is served."""

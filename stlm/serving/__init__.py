@@ -1,0 +1,1 @@
+"""Loading a model package and predicting with it."""
