@@ -4,23 +4,25 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from numpy.typing import NDArray
 
-__all__ = ["curves_svg", "histogram_svg"]
+__all__ = ["Chart", "Charts", "curves_svg", "histogram_svg"]
 
 _INK, _FAINT = "#010203", "#010204"
 _SERIES = ("#010211", "#010212", "#010213", "#010214", "#010215", "#010216")
 _VARIABLES = {_INK: "var(--muted)", _FAINT: "var(--line)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)
 }
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
@@ -46,10 +48,32 @@ _STYLE = {
 _MAX_POINTS = 240
 
 
-def _svg(figure: Figure, salt: str) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """A drawing with its words."""
+
+    title: str
+    svg: Markup
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Charts:
+    """A section of the page; without charts, ``note`` says why."""
+
+    charts: list[Chart] = field(default_factory=list)
+    note: str = ""
+
+
+def _svg(figure: Figure, salt: str) -> Markup:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None},
+        )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     # Inside an HTML page the name spaces and the metadata are noise, and the groups' names would clash between charts.
@@ -57,10 +81,11 @@ def _svg(figure: Figure, salt: str) -> str:
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"| id="[A-Za-z0-9.]+_[0-9]+"', "", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
-    return svg.replace("'DejaVu Sans'", "system-ui")
+    # matplotlib escapes the texts that it draws.
+    return Markup(svg.replace("'DejaVu Sans'", "system-ui"))
 
 
-def _numbers(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -72,7 +97,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return [(float(chunk[-1, 0]), float(chunk[:, 1].mean())) for chunk in chunks]
 
 
-def curves_svg(stage: str, records: Sequence[Mapping[str, Any]]) -> str:
+def curves_svg(stage: str, records: Sequence[Mapping[str, Any]]) -> Markup:
     """One stage's losses over its steps.
 
     Args:
@@ -85,13 +110,13 @@ def curves_svg(stage: str, records: Sequence[Mapping[str, Any]]) -> str:
     series: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         step = record.get("step")
-        if not _numbers(step):
+        if not _is_number(step):
             continue
         for name, value in record.items():
-            if name != "step" and _numbers(value):
+            if name != "step" and _is_number(value):
                 series.setdefault(str(name), []).append((float(step), float(value)))
     if not series:
-        return ""
+        return Markup()
     names = sorted(series, key=lambda name: (name not in {"loss", "total"}, name))[: len(_SERIES)]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 2.7), layout="constrained")
@@ -111,13 +136,29 @@ def curves_svg(stage: str, records: Sequence[Mapping[str, Any]]) -> str:
         return _svg(figure, f"curves {stage}")
 
 
-def _bars(axes: Axes, values: NDArray[np.float64], edges: NDArray[np.float64], colour: str, label: str) -> None:
-    axes.hist(values, bins=edges.tolist(), color=colour, alpha=0.55, label=f"{label} ({len(values)})", linewidth=0)
+def _bars(
+    axes: Axes,
+    values: NDArray[np.float64],
+    edges: NDArray[np.float64],
+    colour: str,
+    label: str,
+) -> None:
+    axes.hist(
+        values,
+        bins=edges.tolist(),
+        color=colour,
+        alpha=0.55,
+        label=f"{label} ({len(values)})",
+        linewidth=0,
+    )
 
 
 def histogram_svg(
-    title: str, scores: NDArray[np.float64], labels: NDArray[np.bool_], threshold: float | None
-) -> str:
+    title: str,
+    scores: NDArray[np.float64],
+    labels: NDArray[np.bool_],
+    threshold: float | None,
+) -> Markup:
     """Scores of good and defective golden images, with the operating threshold.
 
     Args:
@@ -132,7 +173,7 @@ def histogram_svg(
     finite = np.isfinite(scores)
     scores, labels = scores[finite], labels[finite]
     if scores.size == 0:
-        return ""
+        return Markup()
     edges = np.histogram_bin_edges(scores, bins=36)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 2.5), layout="constrained")
@@ -140,7 +181,13 @@ def histogram_svg(
         _bars(axes, scores[~labels], edges, _SERIES[0], "good")
         _bars(axes, scores[labels], edges, _SERIES[1], "defective")
         if threshold is not None and math.isfinite(threshold):
-            axes.axvline(threshold, color=_INK, linewidth=1.2, linestyle=(0, (4, 2)), label="threshold")
+            axes.axvline(
+                threshold,
+                color=_INK,
+                linewidth=1.2,
+                linestyle=(0, (4, 2)),
+                label="threshold",
+            )
         axes.set_xlabel("anomaly score")
         axes.set_ylabel("golden images")
         axes.legend()

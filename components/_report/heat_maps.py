@@ -2,29 +2,34 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components._report.charts import histogram_svg
-from components._report.pictures import Album, Picture, colour_scale_uri, open_picture, overlay, paint_map
+from components._report.charts import Chart, Charts, histogram_svg
+from components._report.pictures import (
+    Album,
+    Picture,
+    colour_scale_uri,
+    open_picture,
+    overlay,
+    paint_map,
+)
 from components._report.story import Fact, number
 
-__all__ = ["Chart", "Gallery", "GoldenScores", "HeatMaps", "gather_heat_maps", "read_scores", "score_charts"]
+__all__ = [
+    "Gallery",
+    "GoldenScores",
+    "HeatMaps",
+    "gather_heat_maps",
+    "read_scores",
+    "score_charts",
+]
 
 _PANEL_PX = 196
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chart:
-    """An inline SVG with its words."""
-
-    title: str
-    svg: str
-    caption: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +63,7 @@ class Gallery:
 class HeatMaps:
     """The section of the page."""
 
-    groups: list[Gallery]
+    groups: list[Gallery] = field(default_factory=list)
     caption: str = ""
     scale_uri: str = ""
     note: str = ""
@@ -91,7 +96,10 @@ class GoldenScores:
 
     def mask(self, index: int) -> Any:
         """The true mask as a picture, or ``None``."""
-        folder, stem = self.golden / "ground_truth" / self.defect[index], self.file(index).stem
+        folder, stem = (
+            self.golden / "ground_truth" / self.defect[index],
+            self.file(index).stem,
+        )
         for name in (f"{stem}_mask.png", f"{stem}.png"):
             if self.labels[index] and (folder / name).is_file():
                 try:
@@ -140,7 +148,7 @@ def read_scores(scores_path: Path, golden: Path, thresholds: dict[str, float]) -
         raise ValueError(f"scores {scores_path.name}: {error}") from error
 
 
-def score_charts(golden: GoldenScores, names: dict[str, str]) -> list[Chart]:
+def score_charts(golden: GoldenScores, names: dict[str, str]) -> Charts:
     """Histogram of each model's scores; ``names`` maps ``candidate``/``champion`` to words for people."""
     charts = []
     for model, scores in golden.scores.items():
@@ -157,7 +165,7 @@ def score_charts(golden: GoldenScores, names: dict[str, str]) -> list[Chart]:
             )
         if svg:
             charts.append(Chart(title=names.get(model, model), svg=svg, caption=caption))
-    return charts
+    return Charts(charts=charts, note="" if charts else "No score is a finite number.")
 
 
 def _scale(golden: GoldenScores, model: str) -> tuple[float, float]:
@@ -197,18 +205,33 @@ class _Painter:
                 ("overlay", overlay(image, values, scale, mask)),
                 ("heat map", paint_map(values, image.size, scale)),
             ):
-                panels.append(Panel(name=prefix + view, picture=self._album.add(picture, f"{view} of {name}, {model}")))
+                panels.append(
+                    Panel(
+                        name=prefix + view,
+                        picture=self._album.add(picture, f"{view} of {name}, {model}"),
+                    )
+                )
         return panels
 
 
 def _facts(golden: GoldenScores, index: int, models: Sequence[str]) -> list[Fact]:
-    facts = [Fact(label="truth", value=golden.defect[index] if golden.labels[index] else "good")]
+    facts = [
+        Fact(
+            label="truth",
+            value=golden.defect[index] if golden.labels[index] else "good",
+        )
+    ]
     for model in models:
         says = golden.says(model, index)
         label = "score" if len(models) == 1 else f"{model} score"
         facts.append(Fact(label=label, value=number(golden.scores[model][index], 4)))
         if says:
-            facts.append(Fact(label="called" if len(models) == 1 else f"{model} calls it", value=says))
+            facts.append(
+                Fact(
+                    label="called" if len(models) == 1 else f"{model} calls it",
+                    value=says,
+                )
+            )
     return facts
 
 
@@ -232,7 +255,7 @@ def gather_heat_maps(golden: GoldenScores, album: Album, max_pictures: int) -> H
         max_pictures: Images per gallery.
     """
     if "candidate" not in golden.scores or max_pictures <= 0:
-        return HeatMaps(groups=[], note="No candidate scores, or no pictures were asked for.")
+        return HeatMaps(note="No candidate scores, or no pictures were asked for.")
     painter = _Painter(golden, album)
     scores = np.nan_to_num(golden.scores["candidate"])
     order = np.argsort(-scores, kind="stable")
@@ -246,7 +269,9 @@ def gather_heat_maps(golden: GoldenScores, album: Album, max_pictures: int) -> H
             caption=_wrong(golden, "candidate", defective=defective),
             items=[
                 HeatMap(
-                    name=golden.name(i), panels=painter.paint(i, ["candidate"]), facts=_facts(golden, i, ["candidate"])
+                    name=golden.name(i),
+                    panels=painter.paint(i, ["candidate"]),
+                    facts=_facts(golden, i, ["candidate"]),
                 )
                 for i in indices[:max_pictures]
             ],
@@ -265,7 +290,12 @@ def gather_heat_maps(golden: GoldenScores, album: Album, max_pictures: int) -> H
 def _disagreements(golden: GoldenScores, painter: _Painter, max_pictures: int) -> Gallery:
     title = "Largest disagreements between champion and candidate"
     if "champion" not in golden.scores:
-        return Gallery(title=title, caption="", items=[], note="There was no champion to compare with.")
+        return Gallery(
+            title=title,
+            caption="",
+            items=[],
+            note="There was no champion to compare with.",
+        )
     models = ("champion", "candidate")
     ranks = {model: _ranks(np.nan_to_num(golden.scores[model])) for model in models}
     distance = np.abs(ranks["champion"] - ranks["candidate"])

@@ -18,7 +18,16 @@ from components.contracts import (
 
 __all__ = ["ReportInputs", "failure_of", "nothing_new", "why_missing"]
 
-_ORDER = ("collect", "version", "validate", "fine_tune", "evaluate", "export", "gate", "promote")
+_ORDER = (
+    "collect",
+    "version",
+    "validate",
+    "fine_tune",
+    "evaluate",
+    "export",
+    "gate",
+    "promote",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-__all__ = ["Album", "Picture", "colour_scale_uri", "open_picture", "overlay", "paint_map"]
+__all__ = [
+    "Album",
+    "Picture",
+    "colour_scale_uri",
+    "open_picture",
+    "overlay",
+    "paint_map",
+]
 
 _MAX_PIXELS = 50_000_000
 _COLOURS = matplotlib.colormaps["inferno"]
@@ -85,7 +92,13 @@ def open_picture(path: Path) -> Image.Image:
                 return image.convert("RGB")
     except FileNotFoundError:
         raise ValueError("the file is not there any more") from None
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (
+        OSError,
+        SyntaxError,
+        EOFError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
         raise ValueError(f"cannot be decoded ({type(error).__name__})") from error
 
 
@@ -99,7 +112,8 @@ def _stretched(values: NDArray[np.float64]) -> Image.Image:
 def _unit(anomaly_map: NDArray[np.float32], scale: tuple[float, float]) -> NDArray[np.float32]:
     low, high = scale
     span = max(high - low, 1e-12)
-    return np.clip((np.nan_to_num(anomaly_map.astype(np.float32)) - low) / span, 0.0, 1.0)
+    values = (np.nan_to_num(anomaly_map) - low) / span
+    return np.asarray(np.clip(values, 0.0, 1.0), dtype=np.float32)
 
 
 def paint_map(anomaly_map: NDArray[np.float32], size: tuple[int, int], scale: tuple[float, float]) -> Image.Image:
@@ -118,7 +132,10 @@ def paint_map(anomaly_map: NDArray[np.float32], size: tuple[int, int], scale: tu
 
 
 def overlay(
-    image: Image.Image, anomaly_map: NDArray[np.float32], scale: tuple[float, float], mask: Image.Image | None = None
+    image: Image.Image,
+    anomaly_map: NDArray[np.float32],
+    scale: tuple[float, float],
+    mask: Image.Image | None = None,
 ) -> Image.Image:
     """The image with the map over it, the more opaque the more anomalous; the true mask as a green outline.
 

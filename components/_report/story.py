@@ -1,12 +1,22 @@
 """The words of the page: verdict, reason, the night's key figures and where everything came from."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from components._report.night import ReportInputs, failure_of, nothing_new
 from components.contracts import Verdict
 
-__all__ = ["Fact", "Headline", "figures", "headline", "lineage", "number", "seconds"]
+__all__ = [
+    "Fact",
+    "Headline",
+    "failures",
+    "figures",
+    "headline",
+    "lineage",
+    "number",
+    "seconds",
+]
 
 Tone = Literal["good", "warn", "bad", "calm"]
 DASH = "\N{EN DASH}"
@@ -32,7 +42,7 @@ class Fact:
 
 def number(value: Any, digits: int = 3) -> str:
     """A figure for people: fixed digits, or a dash where there is none."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         return DASH
     return f"{value:.{digits}f}"
 
@@ -60,7 +70,11 @@ def _promoted(inputs: ReportInputs) -> Headline:
         why = "It is the first model of this key and was judged by the floors alone."
     else:
         why = f"It replaces version {promotion.previous_version}; every rule of the gate was met."
-    return Headline(tone="good", badge="PROMOTED", sentence=f"Version {promotion.version} is the champion. {why}")
+    return Headline(
+        tone="good",
+        badge="PROMOTED",
+        sentence=f"Version {promotion.version} is the champion. {why}",
+    )
 
 
 def headline(inputs: ReportInputs) -> Headline:
@@ -69,25 +83,43 @@ def headline(inputs: ReportInputs) -> Headline:
     if promotion is not None and promotion.outcome in {"PROMOTED", "ALREADY_PROMOTED"}:
         return _promoted(inputs)
     if inputs.failures:
-        return Headline(tone="bad", badge="FAILED", sentence=f"{inputs.failures[0]} The champion is untouched.")
+        return Headline(
+            tone="bad",
+            badge="FAILED",
+            sentence=f"{inputs.failures[0]} The champion is untouched.",
+        )
     if promotion is not None and promotion.outcome in {"STALE_DECISION", "FROZEN"}:
         detail = promotion.detail or "The registry did not take the candidate."
         badge = promotion.outcome.replace("_", " ")
         return Headline(tone="warn", badge=badge, sentence=f"{detail} The champion is untouched.")
     if decision is not None:
         tone: Tone = "warn" if decision.verdict is Verdict.INCONCLUSIVE else "bad"
-        badge = {Verdict.REJECT: "REJECTED", Verdict.PROMOTE: "NOT PROMOTED"}.get(decision.verdict, decision.verdict.value)
+        badge = {Verdict.REJECT: "REJECTED", Verdict.PROMOTE: "NOT PROMOTED"}.get(
+            decision.verdict, decision.verdict.value
+        )
         why = _first_objection(inputs) or (promotion.detail if promotion is not None else "The candidate was refused.")
-        return Headline(tone=tone, badge=badge, sentence=f"{_sentence(why)} The champion is untouched.")
+        return Headline(
+            tone=tone,
+            badge=badge,
+            sentence=f"{_sentence(why)} The champion is untouched.",
+        )
     if nothing_new(inputs):
         return Headline(
-            tone="calm", badge="NOTHING NEW", sentence="No complete new lot had arrived. The champion is untouched."
+            tone="calm",
+            badge="NOTHING NEW",
+            sentence="No complete new lot had arrived. The champion is untouched.",
         )
     if inputs.validation is not None and inputs.validation.num_accepted == 0:
         why = "No image of the night passed validation, so nothing was trained."
-        return Headline(tone="warn", badge="NOTHING ACCEPTED", sentence=f"{why} The champion is untouched.")
+        return Headline(
+            tone="warn",
+            badge="NOTHING ACCEPTED",
+            sentence=f"{why} The champion is untouched.",
+        )
     return Headline(
-        tone="bad", badge="INCOMPLETE", sentence="The night ended without a verdict. The champion is untouched."
+        tone="bad",
+        badge="INCOMPLETE",
+        sentence="The night ended without a verdict. The champion is untouched.",
     )
 
 
@@ -101,12 +133,24 @@ def _champion(inputs: ReportInputs, standing_version: int | None) -> Fact:
     if promotion is not None:
         now, before = promotion.champion_version, promotion.previous_version
         if now is None:
-            return Fact(label="Champion now", value="none", note="no version has been promoted yet")
+            return Fact(
+                label="Champion now",
+                value="none",
+                note="no version has been promoted yet",
+            )
         if promotion.outcome in {"PROMOTED", "ALREADY_PROMOTED"}:
-            return Fact(label="Champion now", value=f"v{now}", note="the first" if before is None else f"was v{before}")
+            return Fact(
+                label="Champion now",
+                value=f"v{now}",
+                note="the first" if before is None else f"was v{before}",
+            )
         return Fact(label="Champion now", value=f"v{now}", note="unchanged")
     if validation is not None and validation.champion is not None:
-        return Fact(label="Champion now", value=f"v{validation.champion.version}", note="unchanged")
+        return Fact(
+            label="Champion now",
+            value=f"v{validation.champion.version}",
+            note="unchanged",
+        )
     if standing_version is not None:
         return Fact(label="Champion now", value=f"v{standing_version}", note="unchanged")
     return Fact(label="Champion now", value="none", note="no version has been promoted yet")
@@ -122,7 +166,12 @@ def figures(inputs: ReportInputs, standing_version: int | None) -> list[Fact]:
     Returns:
         One fact per tile; a step that did not run gives none.
     """
-    collect, validation, candidate, evaluation = inputs.collect, inputs.validation, inputs.candidate, inputs.evaluation
+    collect, validation, candidate, evaluation = (
+        inputs.collect,
+        inputs.validation,
+        inputs.candidate,
+        inputs.evaluation,
+    )
     facts = [_champion(inputs, standing_version)]
     batch = (collect or {}).get("batch") or {}
     waiting = len((collect or {}).get("waiting") or ())
@@ -139,7 +188,13 @@ def figures(inputs: ReportInputs, standing_version: int | None) -> list[Fact]:
     if evaluation is not None:
         before = evaluation.champion_metrics.get("image_auroc")
         note = "no champion to compare with" if before is None else f"champion {number(before)}"
-        facts.append(Fact(label="Image AUROC", value=number(evaluation.metrics.get("image_auroc")), note=note))
+        facts.append(
+            Fact(
+                label="Image AUROC",
+                value=number(evaluation.metrics.get("image_auroc")),
+                note=note,
+            )
+        )
     return facts
 
 
@@ -167,7 +222,10 @@ def lineage(inputs: ReportInputs, extra: dict[str, Any]) -> list[Fact]:
         rows += [
             ("Candidate key", inputs.candidate.candidate_key),
             ("Weights sha256", inputs.candidate.weights_sha256),
-            ("Parent", "none: trained from the teacher alone" if parent is None else f"version {parent}"),
+            (
+                "Parent",
+                "none: trained from the teacher alone" if parent is None else f"version {parent}",
+            ),
         ]
     if inputs.evaluation is not None:
         rows.append(("Golden set digest", inputs.evaluation.golden_digest))
@@ -184,5 +242,10 @@ def failures(inputs: ReportInputs) -> list[Fact]:
     for failure in inputs.failures:
         step, _, message = failure.partition(":")
         known = failure_of(inputs, step.strip()) is not None and message
-        facts.append(Fact(label=step.strip() if known else "night", value=message.strip() if known else failure))
+        facts.append(
+            Fact(
+                label=step.strip() if known else "night",
+                value=message.strip() if known else failure,
+            )
+        )
     return facts
