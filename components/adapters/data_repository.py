@@ -1,0 +1,366 @@
+"""The data repository: git for what a night was, DVC for its images.
+
+One tracked folder ``data/`` with one ``data.dvc``; a night is ``data/<product>/<line>/<camera>/<partition>/`` with the
+batch manifest and one folder per lot. A night is added *virtually*: DVC merges the new entries into the folder's
+listing, so that neither the workspace nor the cache needs the older images. A commit is what makes a night official;
+its message carries the batch digest, and the tag ``<key>/<partition>`` (``-r2``, ``-r3`` for later revisions) is only
+its name. Every sub-step before the commit is content-addressed, so a retry after a crash repeats it harmlessly.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+from dvc.exceptions import DvcException
+from dvc.lock import LockError
+from dvc.repo import Repo, lock_repo
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.transfer import transfer
+from dvc_data.hashfile.tree import Tree
+from dvc_objects.errors import ObjectFormatError
+from filelock import FileLock, Timeout
+from ruamel.yaml import YAML
+
+from components.adapters._git import Git
+from components.contracts import BatchRef, DatasetRef, RunRef
+from components.errors import InputError, TransientError
+
+__all__ = ["DataRepository"]
+
+logger = logging.getLogger(__name__)
+
+_ROOT = "data"
+_REMOTE = "store"
+_TRACKED = (f"{_ROOT}.dvc", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore")
+_CACHE_TYPES = "reflink,hardlink,copy"
+_JOBS = 8
+_PUSH_ATTEMPTS = 5
+_STORE_ERRORS = (DvcException, BotoCoreError, ClientError, OSError)
+
+
+class DataRepository:
+    """A git and DVC repository in a folder, created on first use."""
+
+    def __init__(self, repo: Path, remote: str, endpoint_url: str = "", *, lock_seconds: float = 900.0) -> None:
+        """Nothing is opened or made yet.
+
+        Args:
+            repo: Folder of the repository.
+            remote: Where the images are kept: a folder or ``s3://bucket/prefix``.
+            endpoint_url: Server of an ``s3://`` remote that is not AWS; empty for AWS.
+            lock_seconds: How long to wait for another writer before a ``TransientError``.
+        """
+        self._path = repo.absolute()
+        self._remote = remote if "://" in remote else str(Path(remote).absolute())
+        self._endpoint = endpoint_url
+        self._lock_seconds = lock_seconds
+        self._git = Git(self._path)
+
+    def add_partition(self, run: RunRef, batch: BatchRef) -> DatasetRef:
+        """Version a night's batch: add, push, commit, tag.
+
+        The same batch again is the same reference; a changed batch of the same night becomes a new revision, and the
+        old one keeps its tag.
+
+        Returns:
+            Where the night lies, and at which revision.
+
+        Raises:
+            InputError: The batch is not what its manifest says, or the folder is no data repository.
+            TransientError: Another writer holds the repository, or the remote cannot be reached.
+        """
+        files = _batch_files(batch)
+        with self._locked():
+            self._create()
+            self._git.clear_dead_locks()
+            for attempt in range(1, _PUSH_ATTEMPTS + 1):
+                self._git.catch_up()
+                commit = self._git.find_commit(_trailer(run, batch)) or self._add(run, batch, files)
+                tag = self._git.tag_commit(f"{run.key.slug}/{run.partition}", commit)
+                if self._git.publish(tag):
+                    return self._reference(run, batch, commit, tag)
+                # Someone else's night came first: ours is added again on top of it, which is cheap and safe.
+                logger.warning(
+                    "version key=%s partition=%s push refused attempt=%d", run.key.slug, run.partition, attempt
+                )
+        raise TransientError(f"origin of {self._path} moved {_PUSH_ATTEMPTS} times while {run.partition} was pushed")
+
+    def fetch(self, revision: str, paths: Sequence[str], into: Path) -> None:
+        """Bring back files or folders as they were at ``revision``, from the cache where it has them.
+
+        Args:
+            revision: Commit or tag of the data repository.
+            paths: Files or folders relative to the repository, such as ``data/<key.path>/<partition>``.
+            into: Folder below which they get the same relative names; files that are there and right are kept.
+
+        Raises:
+            InputError: The revision or a path is unknown, or an object is damaged or gone for good.
+            TransientError: The remote cannot be reached.
+        """
+        if not (self._path / ".dvc").is_dir():
+            raise InputError(f"{self._path} is no data repository, cannot fetch {revision} from it")
+        with self._open() as repo:
+            tree = self._tree_at(repo, revision)
+            wanted = _select(tree, paths, f"{revision} of {self._path}")
+            lacking = {name: md5 for name, md5 in wanted.items() if not _is_md5(into / name, md5)}
+            damaged = self._copy_out(repo, lacking, into)
+            for md5 in damaged.values():
+                # The cached object rotted: the remote's counts, and is checked on its way in.
+                Path(repo.cache.local.oid_to_path(md5)).unlink()
+            for name, md5 in self._copy_out(repo, damaged, into).items():
+                raise InputError(f"{name} at {revision} of {self._path}: object {md5} is damaged in {self._where}")
+
+    # --- creation and locking -------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer at a time over add, push and commit; DVC's own lock covers only each of its operations."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        lock = self._path.with_name(f".{self._path.name}.lock")
+        try:
+            with FileLock(lock, timeout=self._lock_seconds):
+                yield
+        except Timeout:
+            raise TransientError(f"{lock} has been held by another writer for {self._lock_seconds:.0f} s") from None
+
+    def _create(self) -> None:
+        if (self._path / ".dvc" / "config").is_file() and (self._path / ".git").is_dir():
+            return
+        if self._path.exists() and any(self._path.iterdir()):
+            raise InputError(f"{self._path} is neither empty nor a git and DVC repository, refused as data repository")
+        with tempfile.TemporaryDirectory(dir=self._path.parent, prefix=f".{self._path.name}.") as temporary:
+            root = Path(temporary) / "repo"
+            root.mkdir()
+            git = Git(root)
+            git.init()
+            (root / ".dvc").mkdir()
+            (root / ".dvc" / "config").write_text(self._config_text(), encoding="utf-8")
+            (root / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n", encoding="utf-8")
+            (root / ".dvcignore").write_text("", encoding="utf-8")
+            # Tracking data/ while it is empty makes the first night like every other one.
+            (root / _ROOT).mkdir()
+            with contextlib.closing(Repo(str(root), config=self._overrides(root))) as repo:
+                repo.add(str(root / _ROOT), relink=False)
+            git.commit("Begin the data repository", names=_TRACKED, date="2000-01-01")
+            root.replace(self._path)
+        logger.info("created data repository=%s remote=%s", self._path, self._remote)
+
+    def _config_text(self) -> str:
+        endpoint = f"    endpointurl = {self._endpoint}\n" if self._endpoint else ""
+        return (
+            f"[core]\n    analytics = false\n    check_update = false\n    autostage = false\n    remote = {_REMOTE}\n"
+            f'[cache]\n    type = "{_CACHE_TYPES}"\n'
+            f"['remote \"{_REMOTE}\"']\n    url = {self._remote}\n{endpoint}"
+        )
+
+    def _overrides(self, root: Path) -> dict[str, Any]:
+        """What counts whatever this machine's or an older config file says."""
+        remote: dict[str, Any] = {"url": self._remote}
+        if self._remote.startswith("s3://"):
+            remote |= {"connect_timeout": 10, "read_timeout": 60}
+        if self._endpoint:
+            remote["endpointurl"] = self._endpoint
+        return {
+            "core": {"remote": _REMOTE, "autostage": False, "site_cache_dir": str(root / ".dvc" / "tmp" / "site")},
+            "remote": {_REMOTE: remote},
+        }
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[Repo]:
+        with contextlib.closing(Repo(str(self._path), config=self._overrides(self._path))) as repo:
+            yield repo
+
+    # --- adding ---------------------------------------------------------------------------------------------------
+
+    def _add(self, run: RunRef, batch: BatchRef, files: dict[str, tuple[Path, str]]) -> str:
+        """Add, push and commit the partition; returns the commit."""
+        path = _partition_path(run)
+        folder = self._path / path
+        self._git.restore(f"{_ROOT}.dvc")  # a crashed attempt may have left its own
+        shutil.rmtree(self._path / _ROOT, ignore_errors=True)
+        for name, (source, sha256) in files.items():
+            if not _copy_checked(source, folder / name, "sha256", sha256):
+                raise InputError(f"{source} has changed since it was collected, expected sha256 {sha256}")
+        with self._open() as repo:
+            tree = self._dvc_add(repo, folder)
+            added = _entries(tree, path)
+            if set(added) != set(files):
+                different = sorted(set(added) ^ set(files))
+                raise InputError(f"DVC did not add {path} as it is; these files differ: {_some(different)}")
+            self._push(repo, {HashInfo("md5", md5) for md5 in added.values()}, tree)
+        shutil.rmtree(self._path / _ROOT)
+        message = f"Add {run.partition} of {run.key.slug}: {batch.num_images} images in {batch.num_lots} lots"
+        return self._git.commit(f"{message}\n\n{_trailer(run, batch)}\n", names=_TRACKED, date=run.partition)
+
+    def _dvc_add(self, repo: Repo, folder: Path) -> Tree:
+        """Merge ``folder`` into the listing of ``data/``; returns the new listing."""
+        deadline = time.monotonic() + self._lock_seconds
+        while True:
+            try:
+                with lock_repo(repo):
+                    # What a killed process left there: with the repository's lock in hand it can be nobody's, and
+                    # its process id may be anybody's by now.
+                    Path(self._path, ".dvc", "tmp", "rwlock").unlink(missing_ok=True)
+                    (stage,) = repo.add(str(folder), relink=False)
+                    tree = stage.outs[0].obj
+            except LockError as error:
+                # DVC's API waits 3 s or for ever; a person's own dvc command may well take longer than 3 s.
+                if time.monotonic() > deadline:
+                    raise TransientError(f"DVC lock of {self._path} held for {self._lock_seconds:.0f} s") from error
+            else:
+                assert isinstance(tree, Tree)
+                return tree
+
+    def _push(self, repo: Repo, new: set[HashInfo], tree: Tree) -> None:
+        """Send only the night's objects, then the folder's listing: a listing never points at what is not there."""
+        local, remote = repo.cache.local, self._store(repo)
+        for objects in (new, {tree.hash_info}):
+            with self._store_errors("push"):
+                result = transfer(local, remote, objects, jobs=_JOBS, shallow=True)
+            if result.failed:
+                raise TransientError(f"{len(result.failed)} objects could not be pushed to {self._where}")
+
+    def _store(self, repo: Repo) -> Any:
+        with self._store_errors("open"):
+            return repo.cloud.get_remote_odb(_REMOTE)
+
+    @property
+    def _where(self) -> str:
+        return f"DVC remote {self._remote}" + (f" at {self._endpoint}" if self._endpoint else "")
+
+    @contextlib.contextmanager
+    def _store_errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except _STORE_ERRORS as error:
+            raise TransientError(f"cannot {what} {self._where}: {error}") from error
+
+    def _reference(self, run: RunRef, batch: BatchRef, commit: str, tag: str) -> DatasetRef:
+        return DatasetRef(
+            repo=str(self._path),
+            revision=commit,
+            tag=tag,
+            dvc_md5=_dir_md5(self._git.show(commit, f"{_ROOT}.dvc")),
+            path=_partition_path(run),
+            digest=batch.digest,
+            num_images=batch.num_images,
+        )
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def _tree_at(self, repo: Repo, revision: str) -> Tree:
+        listing = HashInfo("md5", _dir_md5(self._git.show(revision, f"{_ROOT}.dvc")))
+        local = repo.cache.local
+        for source in ("cache", "remote"):
+            if source == "remote":
+                self._pull(repo, {listing})
+            with contextlib.suppress(FileNotFoundError, ObjectFormatError):
+                return Tree.load(local, listing)
+        raise InputError(f"the listing {listing.value} of {revision} is neither in the cache nor in {self._where}")
+
+    def _pull(self, repo: Repo, objects: set[HashInfo]) -> None:
+        with self._store_errors("pull from"):
+            result = transfer(self._store(repo), repo.cache.local, objects, jobs=_JOBS, verify=True, shallow=True)
+        if result.failed:
+            raise TransientError(f"{len(result.failed)} objects could not be pulled from {self._where}")
+
+    def _copy_out(self, repo: Repo, wanted: dict[str, str], into: Path) -> dict[str, str]:
+        """Copy objects out of the cache, pulling what it lacks; returns the names whose object is damaged."""
+        cached = {md5: Path(repo.cache.local.oid_to_path(md5)) for md5 in wanted.values()}
+        absent = {md5 for md5, path in cached.items() if not path.exists()}
+        if absent:
+            self._pull(repo, {HashInfo("md5", md5) for md5 in absent})
+        gone = [name for name, md5 in wanted.items() if not cached[md5].exists()]
+        if gone:
+            raise InputError(f"neither in the cache of {self._path} nor in {self._where}: {_some(gone)}")
+        return {name: md5 for name, md5 in wanted.items() if not _copy_checked(cached[md5], into / name, "md5", md5)}
+
+
+def _partition_path(run: RunRef) -> str:
+    return f"{_ROOT}/{run.key.path}/{run.partition}"
+
+
+def _trailer(run: RunRef, batch: BatchRef) -> str:
+    """The line by which a batch's commit is found again."""
+    return f"Batch: {run.key.slug}/{run.partition} sha256:{batch.digest}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _batch_files(batch: BatchRef) -> dict[str, tuple[Path, str]]:
+    """Name within the partition -> file and its sha256: the images, and the manifest that says what they are."""
+    manifest = Path(batch.manifest_path)
+    files = {"manifest.json": (manifest, batch.digest)}
+    try:
+        for lot in json.loads(manifest.read_text(encoding="utf-8"))["lots"]:
+            for image in lot["images"]:
+                name = f"{lot['lot']}/{image['name']}"
+                files[name] = (Path(batch.image_dir) / name, image["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"batch manifest {manifest} cannot be read: {error!r}") from error
+    if len(files) != batch.num_images + 1:
+        raise InputError(f"batch manifest {manifest} lists {len(files) - 1} images, expected {batch.num_images}")
+    return files
+
+
+def _copy_checked(source: Path, target: Path, algorithm: str, expected: str) -> bool:
+    """Copy ``source`` while hashing; ``target`` appears, whole, only if the hash is ``expected``."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    with source.open("rb") as reader, temporary.open("wb") as writer:
+        while chunk := reader.read(1 << 20):
+            digest.update(chunk)
+            writer.write(chunk)
+    if digest.hexdigest() != expected:
+        temporary.unlink()
+        return False
+    temporary.replace(target)
+    return True
+
+
+def _is_md5(path: Path, expected: str) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest() == expected
+
+
+def _dir_md5(dvc_file: str) -> str:
+    """The md5 in the text of a ``data.dvc``, with its ``.dir``."""
+    return str(YAML(typ="safe").load(dvc_file)["outs"][0]["md5"])
+
+
+def _entries(tree: Tree, folder: str) -> dict[str, str]:
+    """Name relative to ``folder`` (itself relative to the repository) -> md5."""
+    prefix = tuple(folder.split("/")[1:])
+    return {
+        "/".join(key[len(prefix) :]): oid.value
+        for key, _, oid in tree
+        if key[: len(prefix)] == prefix and oid is not None and oid.value
+    }
+
+
+def _select(tree: Tree, paths: Sequence[str], where: str) -> dict[str, str]:
+    """Repository-relative name -> md5 of the files at, or below, ``paths``."""
+    everything = {f"{_ROOT}/{name}": md5 for name, md5 in _entries(tree, _ROOT).items()}
+    wanted: dict[str, str] = {}
+    unknown = []
+    for path in (path.rstrip("/") for path in paths):
+        below = [path] if path in everything else [name for name in everything if name.startswith(f"{path}/")]
+        wanted |= {name: everything[name] for name in below}
+        if not below:
+            unknown.append(path)
+    if unknown:
+        raise InputError(f"{where} has no {_some(unknown)}")
+    return wanted

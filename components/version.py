@@ -1,0 +1,53 @@
+"""The night's batch -> a commit of the data repository, before anybody judges it.
+
+Versioning comes before validation so that a rejected batch can be looked at again.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from components._cli import main_for, once
+from components.adapters.data_repository import DataRepository
+from components.contracts import BatchRef, Contract, DatasetRef, RunRef
+
+__all__ = ["VersionInputs", "main", "version"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VersionInputs(Contract):
+    """The batch, and where it is kept."""
+
+    run: RunRef
+    batch: BatchRef
+    data_repo: str
+    """Folder of the data repository; created on first use."""
+    dvc_remote: str
+    """A folder or ``s3://bucket/prefix``."""
+    s3_endpoint_url: str = ""
+
+
+def version(inputs: VersionInputs) -> DatasetRef:
+    """Add the night's batch to the data repository, push it to the remote, commit and tag it.
+
+    Returns:
+        The night's place and revision; the same batch again gives the same reference.
+
+    Raises:
+        InputError: The batch is not what its manifest says.
+        TransientError: The repository is held by another writer, or the remote cannot be reached.
+    """
+    return once("version", inputs, DatasetRef, lambda inputs, _folder: _version(inputs))
+
+
+def _version(inputs: VersionInputs) -> DatasetRef:
+    repository = DataRepository(Path(inputs.data_repo), inputs.dvc_remote, inputs.s3_endpoint_url)
+    return repository.add_partition(inputs.run, inputs.batch)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of this step."""
+    return main_for("version", VersionInputs, version, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
