@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, CronPartitionTimetable, Param
+from airflow.sdk.exceptions import AirflowSkipException
 
 from components.config import ModelSettings, PipelineConfig
 from components.contracts import (
@@ -27,19 +28,8 @@ from components.contracts import (
     RunRef,
     ValidationRef,
 )
-from dags._run import Json, Skip, Step, configuration, failures_of
-
-STEPS = [
-    "collect",
-    "version",
-    "validate",
-    "fine_tune",
-    "evaluate",
-    "export",
-    "gate",
-    "promote",
-]
-"""What a night does, in order; ``report`` tells how it went."""
+from components.night_record import STEPS
+from dags._run import Json, Step, configuration, failures_of
 
 
 def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
@@ -75,7 +65,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         from components import version as component
 
         if NightStatus(collected["status"]) is NightStatus.NOTHING_NEW:
-            raise Skip("nothing new in the landing zone")
+            raise AirflowSkipException("nothing new in the landing zone")
         return component.version(
             component.VersionInputs(
                 run=run,
@@ -201,7 +191,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
             component.ReportInputs(
                 run=run,
                 **_report_fields(*outputs),
-                failures=failures_of(run, STEPS),
+                failures=failures_of(run, STEPS[:-1]),
                 golden=model.golden,
                 mlflow=mlflow,
                 settings=config.report,
@@ -239,9 +229,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         evaluation = evaluate(candidate, validation)
         package = export(candidate, evaluation)
         decision = gate(evaluation, package)
-        promotion = promote(
-            package, decision, dataset, validation, evaluation, candidate
-        )
+        promotion = promote(package, decision, dataset, validation, evaluation, candidate)
         page = report(
             collected,
             dataset,
@@ -258,7 +246,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
 
 
 def _report_fields(*outputs: Json | None) -> dict[str, Any]:
-    """The report's inputs by name, from the outputs of ``STEPS`` in order; ``None`` for steps that did not run."""
+    """The report's inputs by name, from what the steps before it returned; ``None`` where one did not run."""
     collected, *others = outputs
     kinds: tuple[type[Contract], ...] = (
         DatasetRef,
@@ -278,10 +266,7 @@ def _report_fields(*outputs: Json | None) -> dict[str, Any]:
         "decision",
         "promotion",
     )
-    refs = (
-        None if value is None else kind.from_json(value)
-        for kind, value in zip(kinds, others, strict=True)
-    )
+    refs = (None if value is None else kind.from_json(value) for kind, value in zip(kinds, others, strict=True))
     return {"collect": collected} | dict(zip(names, refs, strict=True))
 
 

@@ -1,0 +1,92 @@
+"""What became of each step of a night: small records next to the steps' folders, for reports and for people.
+
+``<run_dir>/records/<step>.json`` always tells of the latest try. A step that starts again removes its own record and
+those of the steps after it, so that no record outlives what it was built on.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from components._cli import write_json
+from components.contracts import Contract, ModelKey, RunRef, from_json
+
+__all__ = [
+    "STEPS",
+    "StepRecord",
+    "begin_step",
+    "failures",
+    "is_finished",
+    "nights",
+    "read_night",
+    "write_record",
+]
+
+STEPS = (
+    "collect",
+    "version",
+    "validate",
+    "fine_tune",
+    "evaluate",
+    "export",
+    "gate",
+    "promote",
+    "report",
+)
+"""The steps of a night, in order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRecord(Contract):
+    """How the latest try of one step ended."""
+
+    step: str
+    outcome: Literal["SUCCEEDED", "FAILED", "SKIPPED"]
+    seconds: float
+    detail: str = ""
+    """Why it failed or was skipped."""
+    outputs: dict[str, Any] | None = None
+    """The step's outputs as JSON, if it succeeded."""
+
+
+def _path(run: RunRef, step: str) -> Path:
+    return run.run_dir / "records" / f"{step}.json"
+
+
+def begin_step(run: RunRef, step: str) -> None:
+    """Forget what the last try of this step, and of those after it, came to."""
+    for later in STEPS[STEPS.index(step) :]:
+        _path(run, later).unlink(missing_ok=True)
+
+
+def write_record(run: RunRef, record: StepRecord) -> None:
+    """Keep the record, atomically."""
+    write_json(_path(run, record.step), record)
+
+
+def read_night(run: RunRef) -> dict[str, StepRecord]:
+    """The records of a night by step, in order; steps that were not reached are missing."""
+    paths = ((step, _path(run, step)) for step in STEPS)
+    return {
+        step: from_json(StepRecord, json.loads(path.read_text(encoding="utf-8")), where=str(path))
+        for step, path in paths
+        if path.exists()
+    }
+
+
+def failures(records: dict[str, StepRecord]) -> tuple[str, ...]:
+    """``step: why`` for every step that failed, in order."""
+    return tuple(f"{record.step}: {record.detail}" for record in records.values() if record.outcome == "FAILED")
+
+
+def is_finished(records: dict[str, StepRecord]) -> bool:
+    """Whether the night went through to its report without a failure."""
+    return "report" in records and not failures(records)
+
+
+def nights(work_dir: str, key: ModelKey) -> list[RunRef]:
+    """The nights of a key that have begun, oldest first."""
+    folder = Path(work_dir) / "runs" / key.slug
+    partitions = sorted(path.parent.name for path in folder.glob("*/records"))
+    return [RunRef(key=key, partition=partition, work_dir=work_dir) for partition in partitions]
