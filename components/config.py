@@ -180,6 +180,8 @@ class EvaluateSettings:
     confidence: float = 0.95
     num_synthetic: int = 64
     """Synthetic defects drawn on golden normals where the golden set has no masks."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_size: int = 8
 
     def __post_init__(self) -> None:
         for name in ("target_false_alarm_rate", "recall", "pro_fpr_limit", "confidence"):
@@ -210,6 +212,8 @@ class GateSettings:
     bootstrap_samples: int = 2000
     min_per_class: int = 20
     """Golden images per class below which the gate only says INCONCLUSIVE."""
+    max_false_alarm_rate: float = 0.25
+    """The candidate is rejected when its false-alarm rate on good golden images is surely above this."""
 
     def __post_init__(self) -> None:
         _check(0 < self.alpha < 0.5, f"alpha must be within (0, 0.5), got {self.alpha}")

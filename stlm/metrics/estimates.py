@@ -119,6 +119,15 @@ class PixelMeasurement:
         """See :class:`Measurement`."""
         return self._present().samples(_PIXEL_FIELDS[metric], counts)
 
+    def subset(self, members: npt.NDArray[np.bool_]) -> "PixelMeasurement":
+        """The images where ``(N,)`` ``members`` is true; figures come from the histograms."""
+        if self.statistics is None:
+            return self
+        try:
+            return PixelMeasurement(statistics=self.statistics.subset(members))
+        except MetricUndefinedError as error:
+            return PixelMeasurement(statistics=None, reason=str(error))
+
     def _present(self) -> PixelStatistics:
         if self.statistics is None:
             raise MetricUndefinedError(self.reason)

@@ -1,11 +1,13 @@
 """Pixel AUROC, pixel AP and PRO from one sort, and per-image statistics from which they can be bootstrapped."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from stlm.errors import MetricUndefinedError
 from stlm.metrics._sweep import Sweep, area_up_to, checked_stack, sweep
 from stlm.metrics.pro import PRO_FPR_LIMIT, pro_of_sweep
 
@@ -13,6 +15,7 @@ __all__ = ["PixelMetrics", "PixelStatistics", "pixel_metrics", "pixel_statistics
 
 _DEFECT_QUANTILES = 256
 _NORMAL_QUANTILES = 128
+_METRICS = ("auroc", "average_precision", "pro")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +66,45 @@ class PixelStatistics:
         itself = np.ones((1, len(self.normal)))
         shift: float = getattr(self.exact, metric) - float(self._from_bins(metric, itself)[0])
         return self._from_bins(metric, counts) + shift
+
+    def subset(self, members: npt.NDArray[np.bool_]) -> "PixelStatistics":
+        """The images where ``(N,)`` ``members`` is true; their ``exact`` is then what the histograms say."""
+        part = replace(
+            self,
+            normal=self.normal[members],
+            defect=self.defect[members],
+            overlap=self.overlap[members],
+            num_regions=self.num_regions[members],
+        )
+        if not part.num_regions.any():
+            raise MetricUndefinedError(f"no defect pixel in {len(part.num_regions)} images")
+        once = np.ones((1, len(part.num_regions)))
+        figures = {name: float(part._from_bins(name, once)[0]) for name in _METRICS}
+        return replace(part, exact=PixelMetrics(**figures))
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Plain arrays, for ``numpy.savez``."""
+        return {
+            "exact": np.array([getattr(self.exact, name) for name in _METRICS]),
+            "normal": self.normal,
+            "defect": self.defect,
+            "overlap": self.overlap,
+            "num_regions": self.num_regions,
+            "fpr_limit": np.array(self.fpr_limit),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> "PixelStatistics":
+        """Inverse of :meth:`to_arrays`; raises ``KeyError`` for a missing array."""
+        exact = dict(zip(_METRICS, map(float, arrays["exact"]), strict=True))
+        return cls(
+            exact=PixelMetrics(**exact),
+            normal=arrays["normal"],
+            defect=arrays["defect"],
+            overlap=arrays["overlap"],
+            num_regions=arrays["num_regions"],
+            fpr_limit=float(arrays["fpr_limit"]),
+        )
 
     def _from_bins(self, metric: str, counts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         drawn = np.asarray(counts, dtype=np.float64)
