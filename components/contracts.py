@@ -237,6 +237,8 @@ class PackageRef(Contract):
     num_parity_images: int
     onnx_ms_per_image: float
     size_bytes: int
+    error: str = ""
+    """Why there is no exported file, for the gate to refuse; the comparison is then over 0 images."""
 
 
 class Verdict(enum.Enum):
