@@ -6,6 +6,7 @@ A part whose step did not run says why; a file that cannot be read costs its own
 """
 
 import logging
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,7 +97,7 @@ def _report(inputs: ReportInputs, folder: Path) -> ReportRef:
 def _write_text(path: Path, text: str) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(handle, "w", encoding="utf-8") as file:  # the descriptor is ours to close
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         Path(name).replace(path)
     except BaseException:

@@ -32,6 +32,7 @@ _STYLE: Any = {
     "axes.labelcolor": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.axisbelow": True,
     "axes.grid": True,
     "axes.grid.axis": "y",
     "grid.color": _FAINT,
@@ -132,7 +133,7 @@ def curves_svg(stage: str, records: Sequence[Mapping[str, Any]]) -> Markup:
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
         if len(names) > 1 or names[0] != "loss":
-            axes.legend(ncols=2)
+            axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0))
         return _svg(figure, f"curves {stage}")
 
 
@@ -190,5 +191,5 @@ def histogram_svg(
             )
         axes.set_xlabel("anomaly score")
         axes.set_ylabel("golden images")
-        axes.legend()
+        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0.0, 1.0))
         return _svg(figure, f"histogram {title}")

@@ -55,8 +55,10 @@ class Gallery:
 
     title: str
     caption: str
-    items: list[HeatMap]
+    entries: list[HeatMap]
     note: str = ""
+    wide: bool = False
+    """Five panels an image: one image a row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +109,10 @@ class GoldenScores:
                 except ValueError:
                     return None
         return None
+
+    def truth(self, index: int) -> str:
+        """The class of the image."""
+        return self.defect[index] if self.labels[index] else "good"
 
     def says(self, model: str, index: int) -> str:
         """What ``model`` calls the image at its own threshold."""
@@ -214,25 +220,11 @@ class _Painter:
         return panels
 
 
-def _facts(golden: GoldenScores, index: int, models: Sequence[str]) -> list[Fact]:
-    facts = [
-        Fact(
-            label="truth",
-            value=golden.defect[index] if golden.labels[index] else "good",
-        )
-    ]
-    for model in models:
-        says = golden.says(model, index)
-        label = "score" if len(models) == 1 else f"{model} score"
-        facts.append(Fact(label=label, value=number(golden.scores[model][index], 4)))
-        if says:
-            facts.append(
-                Fact(
-                    label="called" if len(models) == 1 else f"{model} calls it",
-                    value=says,
-                )
-            )
-    return facts
+def _facts(golden: GoldenScores, index: int) -> list[Fact]:
+    facts = [Fact(label="truth", value=golden.truth(index))]
+    facts.append(Fact(label="score", value=number(golden.scores["candidate"][index], 4)))
+    says = golden.says("candidate", index)
+    return [*facts, Fact(label="called", value=says)] if says else facts
 
 
 def _wrong(golden: GoldenScores, model: str, *, defective: bool) -> str:
@@ -267,11 +259,11 @@ def gather_heat_maps(golden: GoldenScores, album: Album, max_pictures: int) -> H
         Gallery(
             title=title,
             caption=_wrong(golden, "candidate", defective=defective),
-            items=[
+            entries=[
                 HeatMap(
                     name=golden.name(i),
                     panels=painter.paint(i, ["candidate"]),
-                    facts=_facts(golden, i, ["candidate"]),
+                    facts=_facts(golden, i),
                 )
                 for i in indices[:max_pictures]
             ],
@@ -293,7 +285,7 @@ def _disagreements(golden: GoldenScores, painter: _Painter, max_pictures: int) -
         return Gallery(
             title=title,
             caption="",
-            items=[],
+            entries=[],
             note="There was no champion to compare with.",
         )
     models = ("champion", "candidate")
@@ -301,23 +293,27 @@ def _disagreements(golden: GoldenScores, painter: _Painter, max_pictures: int) -
     distance = np.abs(ranks["champion"] - ranks["candidate"])
     flipped = np.asarray([golden.says("champion", i) != golden.says("candidate", i) for i in range(len(golden.paths))])
     order = np.lexsort((np.arange(len(distance)), -distance, ~flipped))[:max_pictures]
-    items = [
+    entries = [
         HeatMap(
             name=golden.name(i),
             panels=painter.paint(i, models),
             facts=[
-                *_facts(golden, i, models),
-                Fact(
-                    label="rank",
-                    value=f"{ranks['champion'][i]:.0%} \N{RIGHTWARDS ARROW} {ranks['candidate'][i]:.0%}",
+                Fact(label="truth", value=golden.truth(i)),
+                *(
+                    Fact(
+                        label=model,
+                        value=golden.says(model, i) or number(golden.scores[model][i], 4),
+                        note=f"score {number(golden.scores[model][i], 4)}, rank {ranks[model][i]:.0%}",
+                    )
+                    for model in models
                 ),
             ],
         )
         for i in order
     ]
     caption = (
-        f"{int(flipped.sum())} of {len(golden.paths)} golden images are decided differently. Those come first, then the "
-        "largest change of rank (the share of the golden set that scores lower), because raw scores of two models do "
+        f"{int(flipped.sum())} of {len(golden.paths)} golden images are decided differently. Those come first, then "
+        "the largest change of rank (the share of the golden set that scores lower), because raw scores of two models do "
         "not compare."
     )
-    return Gallery(title=title, caption=caption, items=items)
+    return Gallery(title=title, caption=caption, entries=entries, wide=True)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from components._report.night import ReportInputs, why_missing
-from components._report.story import DASH, Fact, number
+from components._report.story import DASH, MINUS, Fact, number
 from stlm.metrics.estimates import IMAGE_METRICS, LOWER_IS_BETTER, PIXEL_METRICS
 
 __all__ = ["Comparison", "Row", "Stratum", "compare", "read_json", "thresholds_of"]
 
-MINUS = "\N{MINUS SIGN}"
 _LABELS = {
     "image_auroc": "Image AUROC",
     "false_alarm_rate_at_recall": "False-alarm rate at fixed recall",
@@ -215,10 +214,16 @@ def _caption(report: Mapping[str, Any], *, has_champion: bool) -> str:
     )
     confidence = _get(report, "settings", "confidence")
     level = f"{confidence:.0%}" if _finite(confidence) else "bootstrap"
-    text = f"Golden set: {good} good and {bad} defective images. The range under a figure is its {level} interval over images."
+    text = (
+        f"Golden set: {good} good and {bad} defective images. "
+        f"The range under a figure is its {level} interval over images."
+    )
     if not has_champion:
         return f"{text} There was no champion to compare with."
-    text += " Differences are paired: both models saw the same images; “better” or “worse” means that the interval excludes zero."
+    text += (
+        " Differences are paired: both models saw the same images; they read better or worse where the interval "
+        "excludes zero."
+    )
     flips = _get(report, "decisions", "num_flips")
     return text + (f" {flips} images are decided differently." if flips is not None else "")
 
@@ -227,8 +232,8 @@ def _synthetic_note(report: Mapping[str, Any]) -> str:
     num_images = _get(report, "pixels", "num_images")
     over = f", over {num_images} images" if num_images is not None else ""
     return (
-        f"Synthetic: the golden set has no masks, so these pixel figures come from defects drawn on golden normals{over}. "
-        "They compare models with each other; they say little about real defects."
+        "Synthetic: the golden set has no masks, so these pixel figures come from defects drawn on golden normals"
+        f"{over}. They compare models with each other; they say little about real defects."
     )
 
 

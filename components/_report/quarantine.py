@@ -66,7 +66,7 @@ class Quarantine:
     """The section of the page."""
 
     reasons: list[Fact] = field(default_factory=list)
-    items: list[Quarantined] = field(default_factory=list)
+    pictures: list[Quarantined] = field(default_factory=list)
     more: str = ""
     note: str = ""
 
@@ -173,7 +173,7 @@ def gather_quarantine(inputs: ReportInputs, table: pd.DataFrame | None, album: A
     limit = _PICTURES_PER_GALLERY * inputs.settings.max_pictures
     chosen = _covering(left_out, limit)
     image_dir = Path(str(((inputs.collect or {}).get("batch") or {}).get("image_dir", "")))
-    items = [
+    pictures = [
         Quarantined(
             name=f"{row.lot}/{row.name}",
             reasons=_reasons(row.reasons),
@@ -181,9 +181,9 @@ def gather_quarantine(inputs: ReportInputs, table: pd.DataFrame | None, album: A
         )
         for row in chosen
     ]
-    hidden = len(left_out) - len(items)
+    hidden = len(left_out) - len(pictures)
     more = f"{hidden} more are in the table {Path(validation.table_path).name}." if hidden else ""
-    return Quarantine(reasons=reasons, items=items, more=more)
+    return Quarantine(reasons=reasons, pictures=pictures, more=more)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 Tone = Literal["good", "warn", "bad", "calm"]
-DASH = "\N{EN DASH}"
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ def number(value: Any, digits: int = 3) -> str:
     """A figure for people: fixed digits, or a dash where there is none."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         return DASH
-    return f"{value:.{digits}f}"
+    return f"{value:.{digits}f}".replace("-", MINUS)
 
 
 def seconds(value: float) -> str:

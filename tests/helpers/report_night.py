@@ -136,7 +136,7 @@ def _evaluated(
     np.savez_compressed(folder / "maps.npz", **maps)
     candidate = dict(zip(_METRICS, (0.957, 0.12, 0.043, 0.86, 0.931, 0.412, 0.803), strict=True))
     champion = dict(zip(_METRICS, (0.941, 0.17, 0.048, 0.81, 0.934, 0.405, 0.797), strict=True))
-    half = {metric: 0.02 for metric in _METRICS}
+    half = dict.fromkeys(_METRICS, 0.02)
 
     def calibration(threshold: float) -> dict[str, Any]:
         return {"threshold": threshold, "interval": [threshold - 0.01, threshold + 0.02], "num_normals": 41}
