@@ -1,0 +1,83 @@
+"""The operating threshold."""
+
+import logging
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stlm.calibration import Calibration, calibrate_threshold
+from stlm.errors import DataError, MetricUndefinedError
+
+
+def test_the_threshold_is_the_conformal_order_statistic():
+    # 99 normals, 5 %: the ceil(100 * 0.95) = 95th smallest.
+    found = calibrate_threshold(np.arange(1, 100), 0.05)
+    assert found.threshold == 95
+    assert found.promised_false_alarm_rate == pytest.approx(0.05)
+    assert found.num_normals == 99
+    assert found.interval[0] <= 95 <= found.interval[1]
+
+
+def test_rounding_does_not_push_the_rank_up():
+    assert calibrate_threshold(np.arange(1, 20), 0.05).threshold == 19  # ceil(20 * 0.95) = 19
+    assert calibrate_threshold(np.arange(1, 10), 0.3).threshold == 7  # ceil(10 * 0.7) = 7
+
+
+def test_too_few_normals_take_the_largest_score_and_say_what_it_promises(caplog):
+    with caplog.at_level(logging.WARNING):
+        found = calibrate_threshold([3.0, 1.0, 2.0, 4.0], 0.05)
+    assert found.threshold == 4.0
+    assert found.promised_false_alarm_rate == pytest.approx(1 / 5)
+    assert "too few" in caplog.text
+
+
+@pytest.mark.parametrize("num_normals", [19, 40, 100])
+def test_new_normals_raise_alarms_at_most_at_the_promised_rate(num_normals):
+    rng = np.random.default_rng(num_normals)
+    rates = [
+        1 - math.exp(-calibrate_threshold(rng.exponential(size=num_normals), 0.05, bootstrap_samples=1).threshold)
+        for _ in range(2000)
+    ]
+    # Above the threshold t lies exp(-t) of an exponential; its mean is at most 5 %.
+    assert 0.03 <= 1 - np.mean(rates) <= 0.05 + 0.003
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60), st.floats(0.01, 0.5))
+@settings(deadline=None)
+def test_at_most_the_target_share_of_the_held_out_normals_lies_above(scores, target):
+    found = calibrate_threshold(scores, target, bootstrap_samples=10)
+    assert found.is_anomalous(scores).mean() <= target
+    assert found.threshold in scores
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
+@settings(deadline=None)
+def test_json_gives_the_same_calibration_back(scores):
+    found = calibrate_threshold(scores, 0.1, bootstrap_samples=10)
+    assert Calibration.from_json(found.to_json()) == found
+
+
+def test_the_same_seed_gives_the_same_interval():
+    scores = np.random.default_rng(0).normal(size=50)
+    assert calibrate_threshold(scores, 0.1, seed=3) == calibrate_threshold(scores, 0.1, seed=3)
+
+
+@pytest.mark.parametrize("scores", [[], [1.0, math.nan], [math.inf]])
+def test_scores_that_cannot_be_ordered_are_an_error(scores):
+    with pytest.raises(MetricUndefinedError):
+        calibrate_threshold(scores, 0.05)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"threshold": 1}', '{"interval": [1, 2], "threshold": 1, "x": 2}'])
+def test_a_file_that_is_no_calibration_is_refused(text):
+    with pytest.raises(DataError, match="not a calibration"):
+        Calibration.from_json(text)
+
+
+def test_a_threshold_that_is_not_finite_is_refused():
+    text = calibrate_threshold([1.0, 2.0], 0.4).to_json().replace('"threshold": 2.0', '"threshold": NaN')
+    with pytest.raises(DataError, match="finite"):
+        Calibration.from_json(text)
