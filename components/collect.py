@@ -75,8 +75,8 @@ class LotImage(Contract):
             raise ValueError(f"bytes of {self.name!r} must not be negative, got {self.bytes}")
         if not _is_plain(self.name):
             raise ValueError(
-                f"image name {self.name!r} is refused: expected a plain file name of at most 200 bytes, without a path, "
-                f"a leading dot or control characters, and not DVC's own"
+                f"image name {self.name!r} is refused: expected a file name of at most 200 bytes, without a path, "
+                "a leading dot or control characters, and not DVC's own"
             )
 
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -159,25 +159,19 @@ def _pixels(cells: _Cells, cell: str) -> spoil.Grey:
 
 
 def _spoiled(cells: _Cells, kind: str, cell: str) -> bytes:
-    match kind:
-        case "truncated":
-            content = cells.read(cell)
-            return content[: len(content) * 3 // 5]
-        case "16-bit":
-            return spoil.png(_pixels(cells, cell).astype(np.uint16) * 257)
-        case "wrong size":
-            return spoil.png(_pixels(cells, cell)[30:270])
-        case "blurred":
-            return spoil.png(spoil.blurred(_pixels(cells, cell)))
-        case "empty":
-            return b""
-        case "text":
-            return b"frame grabber: no signal\n"
-        case "black":
-            return spoil.png(spoil.black_frame((300, 300)))
-        case _ if kind.startswith("near duplicate"):
-            return spoil.png(spoil.nudged(_pixels(cells, cell)))
-    return cells.read(cell)
+    """The file of a trouble; what has no rule of its own (a duplicate, a copy) is the photograph itself."""
+    rules: dict[str, Callable[[], bytes]] = {
+        "truncated": lambda: cells.read(cell)[: len(cells.read(cell)) * 3 // 5],
+        "16-bit": lambda: spoil.png(_pixels(cells, cell).astype(np.uint16) * 257),
+        "wrong size": lambda: spoil.png(_pixels(cells, cell)[30:270]),
+        "blurred": lambda: spoil.png(spoil.blurred(_pixels(cells, cell))),
+        "near duplicate": lambda: spoil.png(spoil.nudged(_pixels(cells, cell))),
+        "black": lambda: spoil.png(spoil.black_frame((300, 300))),
+        "text": lambda: b"frame grabber: no signal\n",
+        "empty": lambda: b"",
+    }
+    rule = rules.get(kind.removesuffix(" of an earlier night"), lambda: cells.read(cell))
+    return rule()
 
 
 def _deal(cells: _Cells, night: _Night) -> dict[str, list[_Item]]:

@@ -19,11 +19,7 @@ _CONNECT_TIMEOUT_S = 5.0
 _DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 _RETRYABLE = {
     codes.ErrorCode.Name(code)
-    for code in (
-        codes.INTERNAL_ERROR,
-        codes.TEMPORARILY_UNAVAILABLE,
-        codes.REQUEST_LIMIT_EXCEEDED,
-    )
+    for code in (codes.INTERNAL_ERROR, codes.TEMPORARILY_UNAVAILABLE, codes.REQUEST_LIMIT_EXCEEDED)
 }
 
 
@@ -44,13 +40,9 @@ def _probe(uri: str) -> None:
     if port is None:
         return
     try:
-        socket.create_connection(
-            (parts.hostname, port), timeout=_CONNECT_TIMEOUT_S
-        ).close()
+        socket.create_connection((parts.hostname, port), timeout=_CONNECT_TIMEOUT_S).close()
     except OSError as error:
-        raise TransientError(
-            f"MLflow at {_without_password(uri)} cannot be reached: {error}"
-        ) from error
+        raise TransientError(f"MLflow at {_without_password(uri)} cannot be reached: {error}") from error
 
 
 @contextlib.contextmanager
@@ -62,25 +54,15 @@ def reaching(uri: str) -> Iterator[None]:
     """
     try:
         yield
-    except (
-        requests.ConnectionError,
-        requests.Timeout,
-        sqlalchemy.exc.OperationalError,
-    ) as error:
-        raise TransientError(
-            f"MLflow at {_without_password(uri)} cannot be reached: {error}"
-        ) from error
+    except (requests.ConnectionError, requests.Timeout, sqlalchemy.exc.OperationalError) as error:
+        raise TransientError(f"MLflow at {_without_password(uri)} cannot be reached: {error}") from error
     except RestException as error:
         if error.error_code in _RETRYABLE:
-            raise TransientError(
-                f"MLflow at {_without_password(uri)} failed: {error}"
-            ) from error
+            raise TransientError(f"MLflow at {_without_password(uri)} failed: {error}") from error
         raise
     except MlflowException as error:
         if error.error_code in _RETRYABLE:
-            raise TransientError(
-                f"MLflow at {_without_password(uri)} failed: {error}"
-            ) from error
+            raise TransientError(f"MLflow at {_without_password(uri)} failed: {error}") from error
         raise
 
 

@@ -107,7 +107,7 @@ class DataRepository:
         """
         if not (self._path / ".dvc").is_dir():
             raise InputError(f"{self._path} is no data repository, cannot fetch {revision} from it")
-        with self._open() as repo:
+        with self._open(self._path) as repo:
             tree = self._tree_at(repo, revision)
             wanted = _select(tree, paths, f"{revision} of {self._path}")
             lacking = {name: md5 for name, md5 in wanted.items() if not _is_md5(into / name, md5)}
@@ -147,7 +147,7 @@ class DataRepository:
             (root / ".dvcignore").write_text("", encoding="utf-8")
             # Tracking data/ while it is empty makes the first night like every other one.
             (root / _ROOT).mkdir()
-            with contextlib.closing(Repo(str(root), config=self._overrides(root))) as repo:
+            with self._open(root) as repo:
                 repo.add(str(root / _ROOT), relink=False)
             git.commit("Begin the data repository", names=_TRACKED, date="2000-01-01")
             root.replace(self._path)
@@ -174,8 +174,10 @@ class DataRepository:
         }
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[Repo]:
-        with contextlib.closing(Repo(str(self._path), config=self._overrides(self._path))) as repo:
+    def _open(self, root: Path) -> Iterator[Repo]:
+        with contextlib.closing(Repo(str(root), config=self._overrides(root))) as repo:
+            # DVC would tell people on standard output what to type next.
+            repo.scm_context.quiet = True
             yield repo
 
     # --- adding ---------------------------------------------------------------------------------------------------
@@ -189,7 +191,7 @@ class DataRepository:
         for name, (source, sha256) in files.items():
             if not _copy_checked(source, folder / name, "sha256", sha256):
                 raise InputError(f"{source} has changed since it was collected, expected sha256 {sha256}")
-        with self._open() as repo:
+        with self._open(self._path) as repo:
             tree = self._dvc_add(repo, folder)
             added = _entries(tree, path)
             if set(added) != set(files):
@@ -222,11 +224,13 @@ class DataRepository:
     def _push(self, repo: Repo, new: set[HashInfo], tree: Tree) -> None:
         """Send only the night's objects, then the folder's listing: a listing never points at what is not there."""
         local, remote = repo.cache.local, self._store(repo)
-        for objects in (new, {tree.hash_info}):
-            with self._store_errors("push"):
-                result = transfer(local, remote, objects, jobs=_JOBS, shallow=True)
+        listing = tree.hash_info.value
+        with self._store_errors("push to"):
+            result = transfer(local, remote, new, jobs=_JOBS)
             if result.failed:
                 raise TransientError(f"{len(result.failed)} objects could not be pushed to {self._where}")
+            # Not by transfer(): for a listing it would read all of its entries, twice.
+            remote.add(local.oid_to_path(listing), local.fs, listing)
 
     def _store(self, repo: Repo) -> Any:
         with self._store_errors("open"):

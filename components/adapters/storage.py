@@ -71,7 +71,7 @@ class Storage(Protocol):
 
 
 def checked_name(name: str) -> str:
-    """``name`` if it is a plain relative POSIX path; raises ``InputError`` for ``..``, ``/x``, ``a//b``, ``a\\b``."""
+    """``name`` if it is a plain relative POSIX path; ``..``, ``/x``, ``a//b`` or a backslash is an ``InputError``."""
     parts = name.split("/")
     if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
         raise InputError(f"file name {name!r} is refused: expected a relative path without '..', '.', '\\' or '//'")

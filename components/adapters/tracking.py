@@ -19,15 +19,7 @@ from components.adapters._mlflow import has_code, mlflow_client, reaching
 from components.config import MlflowSettings
 from components.contracts import RunRef
 
-__all__ = [
-    "artifact_uri",
-    "close_run",
-    "log_artifacts",
-    "log_curves",
-    "log_metrics",
-    "open_run",
-    "set_tags",
-]
+__all__ = ["artifact_uri", "close_run", "log_artifacts", "log_curves", "log_metrics", "open_run", "set_tags"]
 
 _BATCH = 1000
 """MLflow's own limit of metrics in one request."""
@@ -74,49 +66,32 @@ def _experiment(client: MlflowClient, name: str, artifact_root: str) -> Experime
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            client.create_experiment(
-                name, artifact_location=f"{artifact_root.rstrip('/')}/{name}"
-            )
+            client.create_experiment(name, artifact_location=f"{artifact_root.rstrip('/')}/{name}")
         except MlflowException as error:
             if not has_code(error, RESOURCE_ALREADY_EXISTS):
                 raise
         experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        raise RuntimeError(
-            f"MLflow lost the experiment {name!r} right after creating it"
-        )
+        raise RuntimeError(f"MLflow lost the experiment {name!r} right after creating it")
     return experiment
 
 
 def _timestamp_ms(client: MlflowClient, run_id: str) -> int:
     """Midnight UTC of the night: the same for every attempt, which makes a repeated metric the same row."""
     partition = client.get_run(run_id).data.tags["stlm.partition"]
-    return int(
-        dt.datetime.fromisoformat(partition).replace(tzinfo=dt.UTC).timestamp() * 1000
-    )
+    return int(dt.datetime.fromisoformat(partition).replace(tzinfo=dt.UTC).timestamp() * 1000)
 
 
-def _log(
-    mlflow: MlflowSettings, run_id: str, values: Iterable[tuple[str, float, int]]
-) -> None:
+def _log(mlflow: MlflowSettings, run_id: str, values: Iterable[tuple[str, float, int]]) -> None:
     client = mlflow_client(mlflow.tracking_uri)
     with reaching(mlflow.tracking_uri):
         midnight_ms = _timestamp_ms(client, run_id)
-        metrics = (
-            Metric(name, float(value), midnight_ms + step, step)
-            for name, value, step in values
-        )
+        metrics = (Metric(name, float(value), midnight_ms + step, step) for name, value, step in values)
         while batch := list(itertools.islice(metrics, _BATCH)):
             client.log_batch(run_id, metrics=batch)
 
 
-def log_metrics(
-    mlflow: MlflowSettings,
-    run_id: str,
-    metrics: Mapping[str, float | None],
-    *,
-    step: int = 0,
-) -> None:
+def log_metrics(mlflow: MlflowSettings, run_id: str, metrics: Mapping[str, float | None], *, step: int = 0) -> None:
     """Log figures in one request; ``None`` (undefined) is left out.
 
     Args:
@@ -128,18 +103,10 @@ def log_metrics(
     Raises:
         TransientError: MLflow cannot be reached.
     """
-    _log(
-        mlflow,
-        run_id,
-        ((name, value, step) for name, value in metrics.items() if value is not None),
-    )
+    _log(mlflow, run_id, ((name, value, step) for name, value in metrics.items() if value is not None))
 
 
-def log_curves(
-    mlflow: MlflowSettings,
-    run_id: str,
-    curves: Mapping[str, Sequence[Mapping[str, float]]],
-) -> None:
+def log_curves(mlflow: MlflowSettings, run_id: str, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     """Log training curves as ``<stage>/<name>`` in as few requests as possible.
 
     Args:
@@ -171,14 +138,10 @@ def set_tags(mlflow: MlflowSettings, run_id: str, tags: Mapping[str, str]) -> No
     """
     client = mlflow_client(mlflow.tracking_uri)
     with reaching(mlflow.tracking_uri):
-        client.log_batch(
-            run_id, tags=[RunTag(name, value) for name, value in tags.items()]
-        )
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
-def log_artifacts(
-    mlflow: MlflowSettings, run_id: str, path: Path, artifact_path: str = ""
-) -> str:
+def log_artifacts(mlflow: MlflowSettings, run_id: str, path: Path, artifact_path: str = "") -> str:
     """Store a file, or the contents of a folder, with the run; an earlier copy is overwritten.
 
     Args:
