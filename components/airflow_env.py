@@ -80,6 +80,7 @@ def airflow_environment(home: Path, config: Path, *, api_port: int = 8080, sched
         "SCHEDULER__USE_JOB_SCHEDULE": scheduled,
         "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": 0.25,
         "SCHEDULER__JOB_HEARTBEAT_SEC": 2,
+        "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": 60,
         "DAG_PROCESSOR__PARSING_PROCESSES": 1,
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 60,
         "DAG_PROCESSOR__REFRESH_INTERVAL": 60,

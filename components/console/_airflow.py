@@ -1,20 +1,18 @@
-"""Airflow on this machine: database, processes and pools brought up on loopback, and taken down again."""
+"""Airflow on this machine: database, processes and pools brought up on loopback."""
 
-import contextlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 from components.airflow_env import airflow_environment, repository_root
-from components.console._processes import Program
+from components.console._processes import Programs
 from components.console._rest import AirflowApi, is_healthy
 from components.errors import TransientError
 
-__all__ = ["LocalAirflow", "local_airflow", "password"]
+__all__ = ["LocalAirflow", "password", "start_airflow"]
 
 _START_S = 180.0
 
@@ -22,16 +20,11 @@ _START_S = 180.0
 class LocalAirflow:
     """A running Airflow: where it listens, and a session with it."""
 
-    def __init__(self, url: str, api: AirflowApi, programs: list[Program], home: Path) -> None:
+    def __init__(self, url: str, api: AirflowApi, programs: Programs, home: Path) -> None:
         self.url = url
         self.api = api
         self.home = home
-        self._programs = programs
-
-    def check(self) -> None:
-        """Raise ``TransientError`` if one of the processes has ended."""
-        for program in self._programs:
-            program.check()
+        self.check = programs.check
 
     def wait_for_dag(self, dag_id: str, *, timeout_s: float = 120.0) -> None:
         """Return once the DAG has been read; raise what is wrong with its file otherwise."""
@@ -45,21 +38,21 @@ class LocalAirflow:
             time.sleep(0.5)
 
 
-@contextlib.contextmanager
-def local_airflow(
-    home: Path, config: Path, *, api_port: int, scheduled: bool, with_triggerer: bool
-) -> Iterator[LocalAirflow]:
-    """Bring Airflow up on loopback for the time of the block.
+def start_airflow(
+    programs: Programs, home: Path, config: Path, *, api_port: int, scheduled: bool, with_triggerer: bool
+) -> LocalAirflow:
+    """Bring Airflow up on loopback, with its pools.
 
     Args:
+        programs: Owns the processes and ends them.
         home: Airflow's folder.
         config: The pipeline's configuration file.
         api_port: Port of the API server and web interface.
         scheduled: Whether nights start by the clock.
         with_triggerer: Whether deferred tasks can wake up.
 
-    Yields:
-        The running Airflow, its pools made.
+    Returns:
+        The running Airflow.
 
     Raises:
         TransientError: A process ended, or Airflow was not healthy in time.
@@ -73,19 +66,16 @@ def local_airflow(
     }
     if with_triggerer:
         commands["triggerer"] = ["--skip-serve-logs"]
-    programs: list[Program] = []
-    try:
-        for name, options in commands.items():
-            command = [sys.executable, "-m", "airflow", name, *options]
-            programs.append(Program(f"airflow {name}", command, env, home / "logs" / f"{name}.log"))
-        url = f"http://127.0.0.1:{api_port}"
-        _wait_until_healthy(url, programs, with_triggerer=with_triggerer)
-        api = AirflowApi(url, user="admin", password=password(home))
-        _ensure_pools(api)
-        yield LocalAirflow(url, api, programs, home)
-    finally:
-        for program in reversed(programs):
-            program.end()
+    for name, options in commands.items():
+        command = [sys.executable, "-m", "airflow", name, *options]
+        programs.start(f"airflow {name}", command, env, home / "logs" / f"{name}.log")
+    url = f"http://127.0.0.1:{api_port}"
+    _wait_until_healthy(url, programs, home, with_triggerer=with_triggerer)
+    api = AirflowApi(url, user="admin", password=password(home))
+    pools = json.loads((repository_root() / "infra" / "airflow" / "pools.json").read_text(encoding="utf-8"))
+    for name, pool in pools.items():
+        api.ensure_pool(name, pool["slots"], pool["description"])
+    return LocalAirflow(url, api, programs, home)
 
 
 def password(home: Path) -> str:
@@ -105,19 +95,11 @@ def _migrate(home: Path, env: dict[str, str]) -> None:
     stamp.touch()
 
 
-def _wait_until_healthy(url: str, programs: list[Program], *, with_triggerer: bool) -> None:
+def _wait_until_healthy(url: str, programs: Programs, home: Path, *, with_triggerer: bool) -> None:
     parts = ("scheduler", "dag_processor", *(("triggerer",) if with_triggerer else ()))
     deadline = time.monotonic() + _START_S
     while not is_healthy(url, parts):
-        for program in programs:
-            program.check()
+        programs.check()
         if time.monotonic() > deadline:
-            logs = ", ".join(str(program.log) for program in programs)
-            raise TransientError(f"Airflow was not healthy within {_START_S:.0f} s; its logs: {logs}")
+            raise TransientError(f"Airflow was not healthy within {_START_S:.0f} s; its logs are in {home / 'logs'}")
         time.sleep(0.5)
-
-
-def _ensure_pools(api: AirflowApi) -> None:
-    pools = json.loads((repository_root() / "infra" / "airflow" / "pools.json").read_text(encoding="utf-8"))
-    for name, pool in pools.items():
-        api.ensure_pool(name, pool["slots"], pool["description"])

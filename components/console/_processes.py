@@ -1,18 +1,25 @@
 """Long-running programs on this machine: started with their own log, ended with everything they started."""
 
 import contextlib
+import json
+import os
 import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any, Self
 
 import psutil
+from filelock import FileLock, Timeout
 
-from components.errors import TransientError
+from components._cli import write_json
+from components.errors import InputError, TransientError
 
-__all__ = ["Program", "end_tree", "free_port", "interruptible", "port_is_free"]
+__all__ = ["Programs", "free_port", "interruptible", "port_is_free", "stop_owner"]
+
+_GRACE_S = 10.0
 
 
 def free_port() -> int:
@@ -33,15 +40,46 @@ def port_is_free(port: int) -> bool:
         return True
 
 
-class Program:
-    """One running program; its output goes to a file, its process tree ends with it."""
+class Programs:
+    """The programs of one state folder: one owner at a time, nothing left behind by the one before.
 
-    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
-        self.name = name
-        self.log = log
+    Use it as a context manager; leaving it ends every program and everything below it.
+    """
+
+    def __init__(self, state: Path) -> None:
+        state.mkdir(parents=True, exist_ok=True)
+        self._record = state / "running.json"
+        self._lock = FileLock(state / "running.lock", timeout=0)
+        self._running: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            owner = _read(self._record).get("owner", [0])[0]
+            raise InputError(
+                f"Airflow of {self._record.parent} is running already, under process {owner}: "
+                "wait for it, or stop it with `stlm down`"
+            ) from None
+        for pid, created in _read(self._record).get("programs", []):
+            _end_tree(_alive(pid, created))  # its owner was killed before it could do so
+        self._save()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            for process, _ in reversed(self._running.values()):
+                _end_tree(_alive(process.pid))
+                process.wait()
+        finally:
+            self._record.unlink(missing_ok=True)
+            self._lock.release()
+
+    def start(self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+        """Start a program whose output is added to ``log``."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 env=dict(env),
                 stdin=subprocess.DEVNULL,
@@ -49,40 +87,32 @@ class Program:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in the terminal reaches us alone; we end the others in order
             )
-
-    @property
-    def pid(self) -> int:
-        """Process id of the program."""
-        return self._process.pid
+        self._running[name] = (process, log)
+        self._save()
 
     def check(self) -> None:
-        """Raise ``TransientError`` with the end of its log if the program has ended."""
-        code = self._process.poll()
-        if code is not None:
-            tail = "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-            raise TransientError(f"{self.name} ended with exit code {code}; its log is {self.log}:\n{tail}")
+        """Raise ``TransientError`` with the end of its log if a program has ended."""
+        for name, (process, log) in self._running.items():
+            code = process.poll()
+            if code is not None:
+                tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+                raise TransientError(f"{name} ended with exit code {code}; its log is {log}:\n{tail}")
 
-    def end(self) -> None:
-        """Stop the program and everything below it."""
-        end_tree(self.pid)
-        self._process.wait()
+    def _save(self) -> None:
+        pids = [process.pid for process, _ in self._running.values()]
+        programs = [[pid, psutil.Process(pid).create_time()] for pid in pids if psutil.pid_exists(pid)]
+        write_json(self._record, {"owner": [os.getpid(), psutil.Process().create_time()], "programs": programs})
 
 
-def end_tree(pid: int, *, grace_s: float = 10.0) -> None:
-    """Ask a process and all its descendants to end; kill what is left after ``grace_s`` seconds."""
-    try:
-        root = psutil.Process(pid)
-        tree = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for process in tree:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(tree, timeout=grace_s)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=grace_s)
+def stop_owner(state: Path) -> bool:
+    """Ask whoever runs programs in this state folder to end them; false if nobody does."""
+    owner = _read(state / "running.json").get("owner")
+    process = _alive(*owner) if owner else None
+    if process is None:
+        return False
+    process.terminate()
+    process.wait(timeout=6 * _GRACE_S)
+    return True
 
 
 @contextlib.contextmanager
@@ -98,3 +128,38 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _read(record: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return value
+
+
+def _alive(pid: float, created: float | None = None) -> psutil.Process | None:
+    """The process, unless it has ended; ``created`` tells it from a later one with the same id."""
+    try:
+        process = psutil.Process(int(pid))
+        return process if created is None or process.create_time() == created else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _end_tree(root: psutil.Process | None) -> None:
+    """Ask a process and all its descendants to end; kill what is left after the grace time."""
+    if root is None:
+        return
+    try:
+        tree = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(tree, timeout=_GRACE_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=_GRACE_S)

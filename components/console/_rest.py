@@ -69,13 +69,15 @@ class AirflowApi:
         body = {"dag_run_id": run_id, "logical_date": None, "partition_key": partition}
         self._call("POST", f"/api/v2/dags/{dag_id}/dagRuns", body)
 
-    def clear_failed(self, dag_id: str, run_id: str) -> None:
-        """Run the failed steps of a run again, and what follows them."""
-        self._call(
-            "POST",
-            f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/clear",
-            {"dry_run": False, "only_failed": True},
-        )
+    def clear(self, dag_id: str, run_id: str, *, only_failed: bool) -> None:
+        """Run the failed steps of a run, or all of them, again, and what follows them."""
+        body = {"dry_run": False, "only_failed": only_failed}
+        self._call("POST", f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/clear", body)
+
+    def clear_running(self, dag_id: str, run_id: str) -> None:
+        """Run the steps again that the database believes to be at work."""
+        body = {"dry_run": False, "dag_run_id": run_id, "only_running": True, "only_failed": False}
+        self._call("POST", f"/api/v2/dags/{dag_id}/clearTaskInstances", body)
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The run's task instances."""

@@ -1,0 +1,82 @@
+# The whole project in one command each; needs Python 3.11, git and make. State is kept in .venv/, data/ and var/.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3.11
+STLM := .venv/bin/stlm
+INSTALLED := .venv/.installed
+FORMATTED := components dags stlm tests
+export UV_LINK_MODE ?= copy
+# Nothing about what is built or tested here leaves this machine.
+export DO_NOT_TRACK := true
+export GX_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: help setup data nightly up down status doctor report test test-slow benchmark check format lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: $(INSTALLED) ## Make .venv with everything in it, as requirements.lock pins it
+
+$(INSTALLED): requirements.lock infra/bootstrap.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed; name it: make PYTHON=...")'
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r infra/bootstrap.lock
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+data: setup ## Make the quick start's data in data/
+	$(STLM) data
+
+nightly: setup ## Three nights on real photographs, under Airflow's own scheduler
+	$(STLM) nightly --nights 3
+
+up: setup ## Start the web interfaces of Airflow and MLflow (Ctrl-C ends them)
+	$(STLM) up
+
+down: setup ## Stop them from elsewhere
+	$(STLM) down
+
+status: setup ## Champion, threshold and last nights
+	$(STLM) status
+
+doctor: setup ## Check the installation and the stores
+	$(STLM) doctor
+
+report: setup ## Where the newest night's page is
+	$(STLM) report
+
+test: setup ## The tests
+	.venv/bin/python -m pytest
+
+test-slow: setup ## The tests of more than a minute each
+	.venv/bin/python -m pytest -m slow
+
+benchmark: setup ## The figures of the README, as tables
+	.venv/bin/python -m pytest -m benchmark -s tests/benchmarks
+
+check: setup ## Format, lint, types, layers, docstrings, spelling
+	.venv/bin/ruff format --check $(FORMATTED)
+	.venv/bin/ruff check $(FORMATTED)
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/pydoclint --quiet components dags stlm
+	.venv/bin/codespell $(FORMATTED) infra *.md pyproject.toml Makefile
+
+format: setup ## Put every file into the common form
+	.venv/bin/ruff check --fix $(FORMATTED)
+	.venv/bin/ruff format $(FORMATTED)
+
+lock: setup ## Resolve requirements.lock and infra/bootstrap.lock anew
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+		--all-extras --group dev pyproject.toml --output-file requirements.lock
+	printf 'uv\nhatchling\neditables\n' | .venv/bin/uv pip compile --quiet --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --no-header --constraints requirements.lock - --output-file infra/bootstrap.lock
+
+clean: down ## Forget every night: Airflow, MLflow, data repository and landing zone of the quick start
+	rm -rf var

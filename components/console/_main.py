@@ -1,0 +1,129 @@
+"""Arguments in, exit code out; every command's work is in a module of its own."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from components.console._workspace import Workspace, open_workspace
+from components.errors import EXIT_INPUT_ERROR, EXIT_TRANSIENT_ERROR, InputError, TransientError
+
+__all__ = ["main"]
+
+Command = Callable[[Workspace, argparse.Namespace], int]
+
+
+def _nightly(workspace: Workspace, args: argparse.Namespace) -> int:
+    from components.console._nightly import run_nights
+
+    return run_nights(workspace, key=args.key, nights=args.nights, partitions=args.night, port=args.port)
+
+
+def _up(workspace: Workspace, args: argparse.Namespace) -> int:
+    from components.console._up import up
+
+    return up(workspace, airflow_port=args.port, mlflow_port=args.mlflow_port)
+
+
+def _down(workspace: Workspace, args: argparse.Namespace) -> int:
+    from components.console._up import down
+
+    del args
+    return down(workspace)
+
+
+def _status(workspace: Workspace, args: argparse.Namespace) -> int:
+    from components.console._status import status
+
+    return status(workspace, num_nights=args.nights)
+
+
+def _doctor(workspace: Workspace, args: argparse.Namespace) -> int:
+    from components.console._doctor import doctor
+
+    del args
+    return doctor(workspace)
+
+
+def _report(workspace: Workspace, args: argparse.Namespace) -> int:
+    from components.console._status import report
+
+    return report(workspace, key=args.key, partition=args.night, open_page=args.open)
+
+
+def _data(workspace: Workspace, args: argparse.Namespace) -> int:
+    from components.quickstart import materialise
+
+    del args
+    materialise(workspace.data)
+    print(f"The quick start's data are in {workspace.data}")
+    return 0
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port < 65536:
+        raise argparse.ArgumentTypeError(f"a port is below 65536, got {port}")
+    return port
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"at least 1, got {number}")
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="stlm", description="Nightly retraining of a visual anomaly detector.")
+    parser.add_argument("--config", default="", help="configuration file (default: $STLM_CONFIG, else the quick start)")
+    parser.add_argument("--state", default="", help="folder of Airflow's database and logs (default: var)")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, function: Command, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(function=function)
+        return sub
+
+    nightly = command("nightly", _nightly, "Run nights under Airflow's own scheduler and tell how they went.")
+    nightly.add_argument("--nights", type=_at_least_one, default=3, help="how many of the quick start's nights (3)")
+    nightly.add_argument("--night", action="append", default=[], metavar="YYYY-MM-DD", help="this night; may repeat")
+    nightly.add_argument("--key", default="", help="model key, product.line.camera")
+    nightly.add_argument("--port", type=_port, default=0, help="Airflow's port for the time of the run (0: a free one)")
+
+    up = command("up", _up, "Start the web interfaces of Airflow and MLflow; Ctrl-C ends them.")
+    up.add_argument("--port", type=_port, default=8080, help="Airflow's port (8080)")
+    up.add_argument("--mlflow-port", type=_port, default=5000, help="MLflow's port (5000)")
+    command("down", _down, "Stop what `stlm up` started.")
+
+    status = command("status", _status, "Champion, threshold and last nights of every model key.")
+    status.add_argument("--nights", type=_at_least_one, default=7, help="how many nights to list (7)")
+    command("doctor", _doctor, "Check the installation and the stores; say what to do about what is wrong.")
+
+    report = command("report", _report, "Where a night's page is.")
+    report.add_argument("--key", default="", help="model key, product.line.camera")
+    report.add_argument("--night", default="", metavar="YYYY-MM-DD", help="which night (the newest)")
+    report.add_argument("--open", action="store_true", help="open it in the browser")
+    command("data", _data, "Make the quick start's data.")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0, or 1 when a night failed or a check found a problem, 65 for wrong input, 75 when a retry may help, 130
+        after Ctrl-C.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        function: Command = args.function
+        return function(open_workspace(args.config, args.state), args)
+    except InputError as error:
+        sys.stderr.write(f"stlm: {error}\n")
+        return EXIT_INPUT_ERROR
+    except TransientError as error:
+        sys.stderr.write(f"stlm: {error}\n")
+        return EXIT_TRANSIENT_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("stlm: stopped\n")
+        return 130
