@@ -178,11 +178,7 @@ def _training(inputs: ReportInputs) -> Charts:
         return Charts(note=str(error))
     stages = curves.items() if isinstance(curves, dict) else ()
     charts = [
-        Chart(
-            title=str(stage).replace("_", " "),
-            svg=svg,
-            caption=f"{records[-1].get('step', '?')} steps",
-        )
+        Chart(title=str(stage).replace("_", " "), svg=svg, caption="")
         for stage, records in stages
         if isinstance(records, list) and records and (svg := curves_svg(str(stage), records))
     ]

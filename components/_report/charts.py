@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-import matplotlib
+import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -68,7 +68,7 @@ class Charts:
 
 def _svg(figure: Figure, salt: str) -> Markup:
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt}):
+    with mpl.rc_context({"svg.hashsalt": salt}):
         figure.savefig(
             buffer,
             format="svg",
@@ -98,7 +98,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return [(float(chunk[-1, 0]), float(chunk[:, 1].mean())) for chunk in chunks]
 
 
-def curves_svg(stage: str, records: Sequence[Mapping[str, Any]]) -> Markup:
+def curves_svg(stage: str, records: Sequence[Any]) -> Markup:
     """One stage's losses over its steps.
 
     Args:
@@ -110,7 +110,7 @@ def curves_svg(stage: str, records: Sequence[Mapping[str, Any]]) -> Markup:
     """
     series: dict[str, list[tuple[float, float]]] = {}
     for record in records:
-        step = record.get("step")
+        step = record.get("step") if isinstance(record, Mapping) else None
         if not _is_number(step):
             continue
         for name, value in record.items():
@@ -119,7 +119,7 @@ def curves_svg(stage: str, records: Sequence[Mapping[str, Any]]) -> Markup:
     if not series:
         return Markup()
     names = sorted(series, key=lambda name: (name not in {"loss", "total"}, name))[: len(_SERIES)]
-    with matplotlib.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 2.7), layout="constrained")
         axes = figure.add_subplot()
         for name, colour in zip(names, _SERIES, strict=False):
@@ -176,7 +176,7 @@ def histogram_svg(
     if scores.size == 0:
         return Markup()
     edges = np.histogram_bin_edges(scores, bins=36)
-    with matplotlib.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(5.2, 2.5), layout="constrained")
         axes = figure.add_subplot()
         _bars(axes, scores[~labels], edges, _SERIES[0], "good")

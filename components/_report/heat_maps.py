@@ -151,7 +151,7 @@ def read_scores(scores_path: Path, golden: Path, thresholds: dict[str, float]) -
             golden=golden,
         )
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"scores {scores_path.name}: {error}") from error
+        raise ValueError(f"{scores_path.name} cannot be read ({type(error).__name__}: {error})") from error
 
 
 def score_charts(golden: GoldenScores, names: dict[str, str]) -> Charts:
@@ -313,7 +313,7 @@ def _disagreements(golden: GoldenScores, painter: _Painter, max_pictures: int) -
     ]
     caption = (
         f"{int(flipped.sum())} of {len(golden.paths)} golden images are decided differently. Those come first, then "
-        "the largest change of rank (the share of the golden set that scores lower), because raw scores of two models do "
-        "not compare."
+        "the largest change of rank (the share of the golden set that scores lower), because raw scores of two models "
+        "do not compare."
     )
     return Gallery(title=title, caption=caption, entries=entries, wide=True)

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
+import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 _MAX_PIXELS = 50_000_000
-_COLOURS = matplotlib.colormaps["inferno"]
+_COLOURS = mpl.colormaps["inferno"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,6 +26,7 @@ _THUMBNAIL_PX = 128
 _PICTURES_PER_GALLERY = 4
 """Thumbnails are small: the quarantine shows this many for every heat map that a gallery would."""
 _MAX_SENTENCES = 50
+_COLUMNS = ("lot", "name", "accepted", "reasons")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +77,7 @@ def read_table(inputs: ReportInputs) -> pd.DataFrame | None:
     if inputs.validation is None:
         return None
     try:
-        return pd.read_parquet(inputs.validation.table_path)
+        return pd.read_parquet(inputs.validation.table_path, columns=list(_COLUMNS))
     except (OSError, ValueError):
         return None
 
@@ -106,7 +107,7 @@ def gather_images(inputs: ReportInputs, table: pd.DataFrame | None, page_folder:
     lots = []
     for lot in _manifest_lots(inputs):
         name = str(lot.get("lot", ""))
-        rows = table[table["lot"].astype(str) == name] if table is not None and "lot" in table else None
+        rows = table[table["lot"].astype(str) == name] if table is not None else None
         counts: dict[str, str] = {}
         if rows is not None:
             accepted = int(rows["accepted"].astype(bool).sum())
