@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -35,13 +36,16 @@ _FIRST_BLOCK_PARTS = (("_depthwise_conv", "conv_dw"), ("_project_conv", "conv_pw
 class Lite0Trunk(nn.Module):
     """EfficientNet-Lite0 up to block 10, frozen and always in evaluation mode."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, *, blocks: Sequence[int] = (4, 10), pretrained: bool = True) -> None:
         super().__init__()
         unknown = set(blocks) - set(LITE0_CHANNELS)
         if unknown:
             raise ValueError(f"blocks must be among {sorted(LITE0_CHANNELS)}, got {sorted(unknown)}")
         self.taps = tuple(blocks)
-        network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         if pretrained:
             network.load_state_dict(_lite0_weights())
         flat = [block for stage in network.blocks for block in stage]
@@ -98,7 +102,8 @@ def _lite0_weights() -> dict[str, Tensor]:
     if digest != EFFICIENTNET_LITE0_SHA256:
         raise WeightsError(f"{path}: expected sha256 {EFFICIENTNET_LITE0_SHA256}, got {digest}")
     official: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    stages = timm.create_model("tf_efficientnet_lite0", pretrained=False).blocks
+    network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    stages = network.blocks
     places = [(stage, block) for stage, members in enumerate(stages) for block in range(len(members))]
     return {_timm_name(name, places): value for name, value in official.items()}
 

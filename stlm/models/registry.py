@@ -1,0 +1,152 @@
+"""How a detector is built from a recipe, written to a folder, and read back: safetensors and JSON, never pickle."""
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from stlm.config import RecipeConfig
+from stlm.errors import WeightsError
+from stlm.models.two_stream import TwoStream
+from stlm.nn.aggregation import FeatureAggregation
+from stlm.nn.encoders import PlainProjection, TinyViTStudent, TokenDenoiser, TrunkEmbedding
+from stlm.nn.lite0 import LITE0_CHANNELS, Lite0Trunk
+from stlm.nn.mask_decoder import SharedDecoder
+from stlm.nn.memory import NormalMemory
+from stlm.nn.teachers import RandomTrunk
+
+__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "AnomalyModel", "build_model", "load_model", "save_model"]
+
+AnomalyModel = TwoStream
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+_LITE0_TAPS = (4, 10)
+
+
+def build_model(config: RecipeConfig, *, seed: int, pretrained: bool = True) -> AnomalyModel:
+    """Build an untrained detector.
+
+    Args:
+        config: The recipe.
+        seed: Decides every initial weight.
+        pretrained: Give the trunk its ImageNet weights; False where a state is loaded anyway.
+
+    Returns:
+        The model in evaluation mode.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _build(config, pretrained=pretrained).eval()
+
+
+def _build(config: RecipeConfig, *, pretrained: bool) -> AnomalyModel:
+    model = config.model
+    decoder = SharedDecoder(
+        embedding_dim=model.embedding_dim,
+        depth=model.decoder_depth,
+        num_heads=model.decoder_heads,
+        mlp_dim=model.decoder_mlp_dim,
+        num_tokens=model.decoder_tokens,
+    )
+    aggregation = FeatureAggregation(
+        in_channels=2 * model.embedding_dim,
+        width=model.aggregation.width,
+        dilation=model.aggregation.dilation,
+        dilated_branches=model.aggregation.dilated_branches,
+    )
+    memory = None
+    if model.memory_size:
+        memory = NormalMemory(size=model.memory_size, embedding_dim=model.embedding_dim)
+    trunk: nn.Module | None = None
+    embedding: TrunkEmbedding | None = None
+    teacher_decoder: SharedDecoder | None = None
+    plain: nn.Module
+    denoising: nn.Module
+    if model.student == "tiny_vit_5m":
+        plain, denoising = (TinyViTStudent(embedding_dim=model.embedding_dim) for _ in range(2))
+    else:
+        trunk, channels, strides = _trunk(model.teacher, pretrained=pretrained)
+        height, width = config.image_size
+        embedding = TrunkEmbedding(channels=channels, embedding_dim=model.embedding_dim)
+        teacher_decoder = copy.deepcopy(decoder)
+        plain = PlainProjection(channels=channels, embedding_dim=model.embedding_dim)
+        denoising = TokenDenoiser(
+            channels=channels,
+            grids=[(height // stride, width // stride) for stride in strides],
+            embedding_dim=model.embedding_dim,
+            dim=model.denoiser_dim,
+            depth=model.denoiser_depth,
+            bottleneck=model.denoiser_bottleneck,
+            dropout=model.denoiser_dropout,
+        )
+    return TwoStream(
+        config=config,
+        trunk=trunk,
+        embedding=embedding,
+        teacher_decoder=teacher_decoder,
+        plain=plain,
+        denoising=denoising,
+        decoder=decoder,
+        aggregation=aggregation,
+        memory=memory,
+    )
+
+
+def _trunk(teacher: str, *, pretrained: bool) -> tuple[nn.Module, list[int], list[int]]:
+    if teacher == "random":
+        return RandomTrunk(), list(RandomTrunk.channels.values()), [4, 8]
+    if teacher == "lite0":
+        trunk = Lite0Trunk(blocks=_LITE0_TAPS, pretrained=pretrained)
+        return trunk, [LITE0_CHANNELS[tap] for tap in _LITE0_TAPS], [8, 16]
+    raise WeightsError(f"teacher {teacher!r} has no trunk to share; use student 'tiny_vit_5m' with it")
+
+
+def save_model(model: AnomalyModel, folder: Path) -> str:
+    """Write weights and recipe.
+
+    Args:
+        model: The detector.
+        folder: Made if missing; both files are replaced.
+
+    Returns:
+        Hex sha256 of the weights file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(state, folder / WEIGHTS_NAME)
+    config = json.dumps(model.config.to_json(), indent=2, sort_keys=True)
+    (folder / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
+    return hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()
+
+
+def load_model(folder: Path, *, device: str = "cpu") -> AnomalyModel:
+    """Read a detector back.
+
+    Args:
+        folder: Holds ``model.safetensors`` and ``config.json``.
+        device: Where to put it.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        WeightsError: A file is missing or damaged, or the two do not fit.
+        ConfigError: The recipe is not valid.
+    """
+    folder = Path(folder)
+    try:
+        raw = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = RecipeConfig.from_json(raw, where=str(folder / CONFIG_NAME))
+        state = load_file(folder / WEIGHTS_NAME)
+        model = build_model(config, seed=0, pretrained=False)
+        model.load_state_dict(state)
+    except (OSError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"{folder}: cannot be read ({error})") from error
+    except RuntimeError as error:
+        raise WeightsError(f"{folder}: weights and configuration do not fit ({error})") from error
+    return model.to(device).eval()

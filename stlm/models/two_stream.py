@@ -1,0 +1,210 @@
+"""STLM: a plain and a denoising student, one shared decoder, and feature aggregation.
+
+Shape legend: B batch, D embedding channels, h x w positions of a level, H x W pixels of the network's input.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stlm.config import RecipeConfig
+from stlm.models.outputs import AnomalyOutput
+from stlm.nn.aggregation import FeatureAggregation
+from stlm.nn.distances import cosine_distance
+from stlm.nn.encoders import Features, TrunkEmbedding
+from stlm.nn.mask_decoder import SharedDecoder
+from stlm.nn.memory import NormalMemory
+
+__all__ = ["Levels", "Streams", "TwoStream"]
+
+Levels = tuple[Tensor, Tensor]
+
+
+class Streams(NamedTuple):
+    """Both students at both levels, and what the aggregation makes of them."""
+
+    plain: Levels
+    denoising: Levels
+    logits: Tensor
+    """``(B, h, w)``."""
+
+
+class TwoStream(nn.Module):
+    """The detector. Teacher parts that live on the shared trunk travel with it, so that every night has one target."""
+
+    map_centre: Tensor
+    map_scale: Tensor
+
+    def __init__(
+        self,
+        *,
+        config: RecipeConfig,
+        trunk: nn.Module | None,
+        embedding: TrunkEmbedding | None,
+        teacher_decoder: SharedDecoder | None,
+        plain: nn.Module,
+        denoising: nn.Module,
+        decoder: SharedDecoder,
+        aggregation: FeatureAggregation,
+        memory: NormalMemory | None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = trunk
+        self.embedding = embedding
+        self.teacher_decoder = teacher_decoder
+        self.plain = plain
+        self.denoising = denoising
+        self.decoder = decoder
+        self.aggregation = aggregation
+        self.memory = memory
+        self.register_buffer("map_centre", torch.zeros(len(config.model.maps)))
+        self.register_buffer("map_scale", torch.ones(len(config.model.maps)))
+        for frozen in (trunk, embedding, teacher_decoder, memory):
+            if frozen is not None:
+                frozen.requires_grad_(False)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """``(height, width)`` of the input."""
+        return self.config.image_size
+
+    def trunk_features(self, images: Tensor) -> Features:
+        """What can be cached of an image: frozen trunk features, or the image itself where nothing is shared.
+
+        Args:
+            images: ``(B, 3, H, W)`` float32 in [0, 1].
+
+        Returns:
+            Levels ``(B, C_i, h_i, w_i)``, finest first.
+        """
+        if self.trunk is None:
+            return (images,)
+        features: dict[int, Tensor] = self.trunk(images)
+        return tuple(features[tap] for tap in sorted(features))
+
+    def standardise(self, features: Features) -> Features:
+        """Trunk features as the students see them."""
+        return features if self.embedding is None else self.embedding.standardise(features)
+
+    def teacher_levels(self, standardised: Features) -> Levels:
+        """Targets where the teacher is the shared trunk.
+
+        Args:
+            standardised: Output of :meth:`standardise`.
+
+        Returns:
+            Two levels ``(B, D, h, w)``.
+        """
+        assert self.embedding is not None
+        assert self.teacher_decoder is not None
+        first = self.embedding(standardised)
+        return first, self.teacher_decoder(first)
+
+    def streams(self, standardised: Features, denoising_input: Features | None = None) -> Streams:
+        """Run both students, the shared decoder and the aggregation.
+
+        Args:
+            standardised: Output of :meth:`standardise`.
+            denoising_input: Where given, the denoising student sees this instead (masked features).
+
+        Returns:
+            Levels of both students and the aggregation's logits.
+        """
+        if self.embedding is None:
+            plain = self.plain(standardised[0])
+            denoised = self.denoising((denoising_input or standardised)[0])
+        else:
+            plain = self.plain(self.embedding.join(standardised))
+            denoised = self.denoising(denoising_input or standardised)
+        # One decoder pass for both students: the decoder is shared and treats every image on its own.
+        second_plain, second_denoised = self.decoder(torch.cat([plain, denoised])).chunk(2)
+        products = [
+            -F.normalize(p, dim=1) * F.normalize(d, dim=1)
+            for p, d in ((plain, denoised), (second_plain, second_denoised))
+        ]
+        logits = self.aggregation(torch.cat(products, dim=1))
+        return Streams((plain, second_plain), (denoised, second_denoised), logits)
+
+    def raw_maps(self, features: Features) -> Tensor:
+        """The maps named in the recipe, before standardisation.
+
+        Args:
+            features: Output of :meth:`trunk_features`.
+
+        Returns:
+            ``(B, number of maps, h, w)``.
+        """
+        standardised = self.standardise(features)
+        streams = self.streams(standardised)
+        maps = []
+        for name in self.config.model.maps:
+            if name == "aggregation":
+                maps.append(streams.logits.sigmoid())
+            elif name == "two_stream":
+                levels = zip(streams.plain, streams.denoising, strict=True)
+                maps.append(torch.stack([cosine_distance(p, d) for p, d in levels]).sum(dim=0))
+            else:
+                assert self.embedding is not None
+                assert self.memory is not None
+                maps.append(self.memory(self.embedding(standardised)))
+        stacked = torch.stack(maps, dim=1)
+        if self.config.model.smoothing > 1:
+            kernel = self.config.model.smoothing
+            stacked = F.avg_pool2d(stacked, kernel, stride=1, padding=kernel // 2, count_include_pad=False)
+        return stacked
+
+    def image_scores(self, maps: Tensor) -> Tensor:
+        """Mean of the largest values of each map.
+
+        Args:
+            maps: ``(B, M, h, w)``.
+
+        Returns:
+            ``(B, M)``.
+        """
+        size = self.config.model.score_size
+        if tuple(maps.shape[-2:]) != size:
+            maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        return maps.flatten(2).topk(self.config.model.score_top_k, dim=-1).values.mean(dim=-1)
+
+    def fuse(self, maps: Tensor) -> Tensor:
+        """Average of the standardised maps; a single map stays as it is.
+
+        Args:
+            maps: ``(B, M, h, w)``.
+
+        Returns:
+            ``(B, 1, h, w)``.
+        """
+        centre, scale = self.map_centre.view(1, -1, 1, 1), self.map_scale.view(1, -1, 1, 1)
+        return ((maps - centre) / scale).mean(dim=1, keepdim=True)
+
+    @torch.no_grad()
+    def fit_fusion(self, maps: Tensor) -> None:
+        """Make the maps comparable: on held-out normals each map's image score gets mean 0 and deviation 1.
+
+        Args:
+            maps: ``(N, M, h, w)`` raw maps of normals that were not trained on.
+        """
+        if len(self.config.model.maps) == 1:
+            return
+        scores = self.image_scores(maps)
+        self.map_centre.copy_(scores.mean(dim=0))
+        self.map_scale.copy_(scores.std(dim=0).clamp_min(1e-6))
+
+    def forward(self, images: Tensor) -> AnomalyOutput:
+        """Score images.
+
+        Args:
+            images: ``(B, 3, H, W)`` float32 in [0, 1], at :attr:`image_size`.
+
+        Returns:
+            Scores ``(B,)`` and maps ``(B, H, W)``.
+        """
+        fused = self.fuse(self.raw_maps(self.trunk_features(images)))
+        score = self.image_scores(fused).squeeze(1)
+        resized = F.interpolate(fused, size=self.image_size, mode="bilinear", align_corners=False)
+        return AnomalyOutput(score=score, anomaly_map=resized.squeeze(1))

@@ -1,0 +1,186 @@
+"""Teachers behind one interface: segment-anything's models from a user's checkpoint, and the frozen shared trunk.
+
+Checkpoints are never downloaded by name: the user gives a path or URL and the sha256 it must have.
+"""
+
+import hashlib
+import shutil
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from segment_anything import sam_model_registry
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+
+from stlm.errors import WeightsError
+from stlm.nn.mask_decoder import SharedDecoder
+
+__all__ = ["RandomTrunk", "SamTeacher", "Teacher", "download_checkpoint", "load_sam_teacher", "verify_checkpoint"]
+
+SamName = Literal["sam_vit_h", "sam_vit_l", "sam_vit_b", "mobile_sam"]
+
+
+class Teacher(Protocol):
+    """Frozen source of targets."""
+
+    def levels(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Two levels ``(B, D, h, w)`` for ``(B, 3, H, W)`` float32 images in [0, 1]."""
+        ...
+
+
+class RandomTrunk(nn.Module):
+    """A frozen, seeded, random trunk with the interface of ``Lite0Trunk``; for tests that must not need weights."""
+
+    channels: ClassVar[dict[int, int]] = {1: 12, 2: 24}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 12, 5, stride=4, padding=2), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(12, 24, 3, stride=2, padding=1), nn.ReLU())
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> dict[int, Tensor]:
+        """Features at strides 4 and 8."""
+        first = self.first(images)
+        return {1: first, 2: self.second(first)}
+
+
+class SamTeacher(nn.Module):
+    """Level 1 is SAM's image embedding, level 2 the image tokens after SAM's own two-way transformer."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, *, sam: Sam) -> None:
+        super().__init__()
+        self.image_encoder = sam.image_encoder
+        self.decoder = shared_decoder_from_sam(sam)
+        self.register_buffer("mean", sam.pixel_mean.view(1, 3, 1, 1) / 255.0, persistent=False)
+        self.register_buffer("std", sam.pixel_std.view(1, 3, 1, 1) / 255.0, persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    @torch.no_grad()
+    def levels(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Targets of a batch.
+
+        Args:
+            images: ``(B, 3, H, W)`` float32 in [0, 1], at the encoder's image size.
+
+        Returns:
+            Two levels ``(B, 256, H/16, W/16)``.
+        """
+        first = self.image_encoder((images - self.mean) / self.std)
+        return first, self.decoder(first)
+
+
+def shared_decoder_from_sam(sam: Sam) -> SharedDecoder:
+    """SAM's mask-decoder transformer with its output tokens and "no mask" vector.
+
+    Returns:
+        A decoder that computes what SAM computes for an image without prompts.
+    """
+    source = sam.mask_decoder
+    first_mlp = source.transformer.layers[0].mlp
+    decoder = SharedDecoder(
+        embedding_dim=source.transformer_dim,
+        depth=len(source.transformer.layers),
+        num_heads=source.transformer.num_heads,
+        mlp_dim=first_mlp.lin1.out_features,
+        num_tokens=1 + source.num_mask_tokens,
+    )
+    decoder.transformer.load_state_dict(source.transformer.state_dict())
+    decoder.position.load_state_dict(sam.prompt_encoder.pe_layer.state_dict())
+    with torch.no_grad():
+        decoder.tokens.weight.copy_(torch.cat([source.iou_token.weight, source.mask_tokens.weight]))
+        decoder.no_mask.weight.copy_(sam.prompt_encoder.no_mask_embed.weight)
+    return decoder
+
+
+def verify_checkpoint(path: Path, sha256: str) -> None:
+    """Compare a file with the digest it must have.
+
+    Raises:
+        WeightsError: The file is missing, no digest was given, or it does not match.
+    """
+    if not path.is_file():
+        raise WeightsError(f"checkpoint {path} does not exist")
+    if len(sha256) != 64:
+        raise WeightsError(f"checkpoint {path}: give its sha256 (64 hex digits), got {sha256!r}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256.lower():
+        raise WeightsError(f"checkpoint {path}: expected sha256 {sha256}, got {digest}")
+
+
+def download_checkpoint(source: str, sha256: str, cache_dir: Path) -> Path:
+    """Fetch a checkpoint once into a cache by content; a local path is only verified.
+
+    Args:
+        source: Path, ``file://`` or ``https://`` URL.
+        sha256: What the file must hash to.
+        cache_dir: Where downloads are kept.
+
+    Returns:
+        A verified local path.
+
+    Raises:
+        WeightsError: The source cannot be read or does not match.
+    """
+    if "://" not in source:
+        verify_checkpoint(Path(source), sha256)
+        return Path(source)
+    target = cache_dir / f"{sha256.lower()}.pth"
+    if not target.exists():
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".part", delete=False) as file:
+            partial = Path(file.name)
+            try:
+                with urllib.request.urlopen(source, timeout=60) as response:
+                    shutil.copyfileobj(response, file)
+            except OSError as error:
+                partial.unlink(missing_ok=True)
+                raise WeightsError(f"checkpoint {source}: cannot be fetched ({error})") from error
+        try:
+            verify_checkpoint(partial, sha256)
+        except WeightsError:
+            partial.unlink()
+            raise
+        partial.replace(target)
+    verify_checkpoint(target, sha256)
+    return target
+
+
+def load_sam_teacher(name: SamName, checkpoint: str, sha256: str, cache_dir: Path) -> SamTeacher:
+    """Build a frozen teacher from a checkpoint in segment-anything's official layout.
+
+    Args:
+        name: Which architecture the checkpoint is of.
+        checkpoint: Path or URL.
+        sha256: Digest it must have.
+        cache_dir: Where downloads are kept.
+
+    Returns:
+        The teacher.
+
+    Raises:
+        WeightsError: The file is missing, altered, or of another architecture.
+    """
+    if not checkpoint:
+        raise WeightsError(f"teacher {name}: set fine_tune.teacher_checkpoint and fine_tune.teacher_sha256")
+    path = download_checkpoint(checkpoint, sha256, cache_dir)
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    if name == "mobile_sam":
+        from stlm.nn.mobile_sam import build_mobile_sam, mobile_sam_state
+
+        sam, state = build_mobile_sam(), mobile_sam_state(state)
+    else:
+        sam = sam_model_registry[name.removeprefix("sam_")](checkpoint=None)
+    try:
+        sam.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"checkpoint {path} is not a {name}: {str(error).splitlines()[1].strip()}") from error
+    return SamTeacher(sam=sam)

@@ -1,0 +1,137 @@
+"""Named recipes: functions that return a complete configuration."""
+
+from collections.abc import Callable
+
+from stlm.config import AggregationConfig, DataConfig, ModelConfig, OptimConfig, RecipeConfig, StageConfig
+from stlm.errors import ConfigError
+
+__all__ = ["RECIPES", "lite", "paper", "recipe", "tiny"]
+
+
+def lite() -> RecipeConfig:
+    """The embedded default: frozen EfficientNet-Lite0 trunk shared by teacher and students, 256 px, made for CPUs.
+
+    Extensions over the publication, both named in the README: the trunk is shared and frozen, and a constant-size
+    memory of teacher embeddings gives a third map.
+    """
+    streams = OptimConfig(
+        streams_lr=1e-3,
+        streams_betas=(0.9, 0.999),
+        streams_weight_decay=1e-4,
+        aggregation="adamw",
+        aggregation_lr=1e-3,
+        aggregation_head_lr=1e-3,
+        schedule="one_cycle",
+    )
+    return RecipeConfig(
+        name="lite",
+        model=ModelConfig(
+            teacher="lite0",
+            student="token_denoiser",
+            embedding_dim=96,
+            decoder_mlp_dim=384,
+            aggregation=AggregationConfig(width=32),
+            maps=("aggregation", "two_stream", "memory"),
+            memory_size=4000,
+            smoothing=3,
+            score_top_k=10,
+            score_size=(32, 32),
+        ),
+        data=DataConfig(
+            image_size=(256, 256),
+            texture_probability=0.35,
+            clean_probability=0.3,
+            brightness=0.2,
+            corruptions_per_image=4,
+            replay_corruptions_per_image=2,
+        ),
+        stages=(
+            StageConfig(
+                name="masked_reconstruction",
+                passes=4,
+                update_passes=2,
+                batch_size=8,
+                optim=streams,
+                mask_ratio=0.5,
+            ),
+            StageConfig(name="pixel", passes=12, update_passes=8, batch_size=8, optim=streams),
+        ),
+    )
+
+
+def tiny() -> RecipeConfig:
+    """Seconds on a CPU, for tests: 64 px, a random frozen teacher, nothing to download."""
+    streams = OptimConfig(
+        streams_lr=2e-3, aggregation="adamw", aggregation_lr=2e-3, aggregation_head_lr=2e-3, schedule="one_cycle"
+    )
+    return RecipeConfig(
+        name="tiny",
+        model=ModelConfig(
+            teacher="random",
+            student="token_denoiser",
+            embedding_dim=32,
+            decoder_heads=4,
+            decoder_mlp_dim=64,
+            denoiser_dim=32,
+            denoiser_depth=1,
+            denoiser_bottleneck=16,
+            aggregation=AggregationConfig(width=8),
+            maps=("aggregation", "two_stream", "memory"),
+            memory_size=64,
+            score_top_k=3,
+            score_size=(16, 16),
+        ),
+        data=DataConfig(
+            image_size=(64, 64),
+            texture_probability=0.5,
+            clean_probability=0.3,
+            brightness=0.1,
+            corruptions_per_image=2,
+            replay_corruptions_per_image=1,
+        ),
+        stages=(
+            StageConfig(
+                name="masked_reconstruction", passes=1, update_passes=1, batch_size=4, optim=streams, mask_ratio=0.5
+            ),
+            StageConfig(name="pixel", passes=3, update_passes=2, batch_size=4, optim=streams),
+        ),
+    )
+
+
+def paper() -> RecipeConfig:
+    """The published network and training: SAM ViT-H teacher at 1024 px, two TinyViT-5M students; wants a GPU.
+
+    One stage, as published; the masked-reconstruction stage is off. Students start from random weights, as in the
+    authors' code, and no rotation is used, because the public per-category lists were chosen by hand.
+    """
+    return RecipeConfig(
+        name="paper",
+        model=ModelConfig(
+            teacher="sam_vit_h",
+            student="tiny_vit_5m",
+            embedding_dim=256,
+            aggregation=AggregationConfig(width=128),
+            maps=("aggregation",),
+        ),
+        data=DataConfig(image_size=(1024, 1024)),
+        stages=(
+            StageConfig(name="pixel", passes=200, update_passes=10, batch_size=2, optim=OptimConfig(streams_lr=5e-4)),
+        ),
+    )
+
+
+RECIPES: dict[str, Callable[[], RecipeConfig]] = {"lite": lite, "tiny": tiny, "paper": paper}
+
+
+def recipe(name: str) -> RecipeConfig:
+    """The recipe of that name.
+
+    Returns:
+        A complete configuration.
+
+    Raises:
+        ConfigError: There is none of that name; the message lists the known ones.
+    """
+    if name not in RECIPES:
+        raise ConfigError(f"unknown recipe {name!r}; known: {', '.join(RECIPES)}")
+    return RECIPES[name]()

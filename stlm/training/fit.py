@@ -1,0 +1,138 @@
+"""A night's training: two self-supervised stages after ISSTAD, then memory and fusion.
+
+"Incremental" in ISSTAD means masked reconstruction first and pixel-level learning second, on one network. Carrying the
+champion on over nights with replay is this product's own doing.
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stlm.data.synthesis import FloatImage
+from stlm.models.two_stream import TwoStream
+from stlm.nn.encoders import PlainProjection
+from stlm.nn.teachers import SamTeacher
+from stlm.training.checkpoint import Checkpointer
+from stlm.training.loop import Point, StageRun, num_steps, run_stage
+from stlm.training.samples import Normals, build_samples, trunk_features_of
+
+__all__ = ["FitResult", "fit"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitResult:
+    """How training went."""
+
+    num_steps: int
+    curves: dict[str, list[Point]]
+    """Stage -> points with the losses of each step."""
+    complete: bool
+    """False when the time limit ended a stage early."""
+
+
+def fit(
+    model: TwoStream,
+    *,
+    new: Normals,
+    replay: Normals,
+    held_out: Normals,
+    teacher: SamTeacher | None,
+    textures: Sequence[FloatImage],
+    has_parent: bool,
+    seed: int,
+    checkpointer: Checkpointer | None = None,
+    cache_dir: Path | None = None,
+    max_seconds: float = math.inf,
+) -> FitResult:
+    """Train ``model`` in place on new normals, with replay of earlier ones.
+
+    Args:
+        model: Fresh for a first night, the champion's weights otherwise.
+        new: New normals to learn.
+        replay: A bounded choice of earlier normals; may be empty.
+        held_out: Normals that are not trained on; they make the maps comparable.
+        teacher: For recipes without a shared trunk.
+        textures: Anomaly textures.
+        has_parent: Whether ``model`` carries a champion on.
+        seed: Decides every draw.
+        checkpointer: Resumes where it left off, and saves on its interval.
+        cache_dir: Where pre-made corruptions are kept.
+        max_seconds: Limit on the checkpointer's clock from now.
+
+    Returns:
+        Steps and curves.
+
+    Raises:
+        TrainingDivergedError: A loss is not finite.
+    """
+    state = checkpointer.load() if checkpointer is not None else None
+    deadline = checkpointer.clock() + max_seconds if checkpointer is not None else math.inf
+    if not has_parent and model.embedding is not None:
+        model.embedding.fit(trunk_features_of(model, new))
+        with torch.no_grad():
+            assert isinstance(model.plain, PlainProjection)
+            model.plain.projection.weight.copy_(model.embedding.projection[:, :, None, None])
+    data = model.config.data
+    make_samples = functools.partial(build_samples, model, textures=textures, seed=seed, cache_dir=cache_dir)
+    new_samples = make_samples(new, repetitions=data.corruptions_per_image, label="new")
+    replay_samples = make_samples(replay, repetitions=data.replay_corruptions_per_image, label="replay")
+    assert new_samples is not None
+    share = model.config.replay_share if replay_samples is not None else 0.0
+    first_stage, curves, total, complete = 0, dict[str, list[Point]](), 0, True
+    if state is not None:
+        model.load_state_dict(state["model"])
+        first_stage = int(state["stage"])
+        curves = state["curves"]
+        logger.info("resuming stage=%d step=%d", first_stage, state["step"])
+    for index, stage in enumerate(model.config.stages):
+        steps = num_steps(stage, num_new=len(new), has_parent=has_parent, replay_share=share)
+        if steps == 0:
+            continue
+        total += steps
+        if index < first_stage:
+            continue
+        resumed = state if state is not None and index == first_stage else None
+        run = StageRun(
+            model=model,
+            stage=stage,
+            stage_index=index,
+            steps=steps,
+            new=new_samples,
+            replay=replay_samples,
+            replay_share=share,
+            teacher=teacher,
+            seed=seed,
+            checkpointer=checkpointer,
+            deadline_s=deadline,
+            curves=curves,
+        )
+        complete = run_stage(run, resumed) and complete
+    _finish(model, new, held_out, seed)
+    return FitResult(num_steps=total, curves=curves, complete=complete)
+
+
+@torch.no_grad()
+def _finish(model: TwoStream, new: Normals, held_out: Normals, seed: int) -> None:
+    device = next(model.parameters()).device
+    if model.memory is not None and model.embedding is not None:
+        vectors: list[Tensor] = []
+        features = trunk_features_of(model, new)
+        for start in range(0, len(new), 16):
+            chunk = tuple(level[start : start + 16].float().to(device) for level in features)
+            embedding = model.embedding(model.standardise(chunk))
+            vectors.append(embedding.flatten(2).transpose(1, 2).reshape(-1, embedding.shape[1]).cpu())
+        model.memory.update(torch.cat(vectors), seed=seed)
+    features = trunk_features_of(model, held_out)
+    maps = [
+        model.raw_maps(tuple(level[start : start + 8].float().to(device) for level in features)).cpu()
+        for start in range(0, len(held_out), 8)
+    ]
+    model.fit_fusion(torch.cat(maps))

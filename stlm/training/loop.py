@@ -1,0 +1,227 @@
+"""One plain loop for both stages of a night."""
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from stlm.config import OptimConfig, StageConfig
+from stlm.errors import TrainingDivergedError
+from stlm.losses import focal_loss, hidden_distance, level_distance
+from stlm.models.two_stream import Levels, TwoStream
+from stlm.nn.encoders import mask_features
+from stlm.nn.teachers import Teacher
+from stlm.training.checkpoint import Checkpointer
+from stlm.training.samples import Samples, TrainingBatch
+
+__all__ = ["StageRun", "num_steps", "run_stage"]
+
+logger = logging.getLogger(__name__)
+Point = dict[str, float]
+
+
+@dataclass(kw_only=True)
+class StageRun:
+    """What a stage works on."""
+
+    model: TwoStream
+    stage: StageConfig
+    stage_index: int
+    steps: int
+    new: Samples
+    replay: Samples | None
+    replay_share: float
+    teacher: Teacher | None
+    seed: int
+    checkpointer: Checkpointer | None = None
+    deadline_s: float = math.inf
+    """On the checkpointer's clock; the stage ends at the next step after it."""
+    curves: dict[str, list[Point]] = field(default_factory=dict)
+    """Stage -> points; this stage appends its own."""
+
+
+def num_steps(stage: StageConfig, *, num_new: int, has_parent: bool, replay_share: float) -> int:
+    """Steps of a stage: proportional to the new images alone, never to the history.
+
+    Args:
+        stage: Passes and batch size.
+        num_new: New training images.
+        has_parent: Later nights use ``update_passes``.
+        replay_share: Share of each batch that is replayed.
+
+    Returns:
+        At least 1, or 0 where the stage is off.
+    """
+    passes = stage.update_passes if has_parent else stage.passes
+    new_per_step = stage.batch_size * (1.0 - replay_share)
+    return math.ceil(passes * num_new / new_per_step) if passes > 0 else 0
+
+
+def _optimizers(model: TwoStream, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    streams = [p for part in (model.plain, model.denoising, model.decoder) for p in part.parameters()]
+    head = list(model.aggregation.head.parameters())
+    body = [p for name, p in model.aggregation.named_parameters() if not name.startswith("head.")]
+    groups = [
+        {"params": body, "lr": config.aggregation_lr},
+        {"params": head, "lr": config.aggregation_head_lr},
+    ]
+    first: torch.optim.Optimizer
+    if config.streams_weight_decay > 0:
+        first = torch.optim.AdamW(
+            streams, config.streams_lr, betas=config.streams_betas, weight_decay=config.streams_weight_decay
+        )
+    else:
+        first = torch.optim.Adam(streams, config.streams_lr, betas=config.streams_betas)
+    if config.aggregation == "adamw":
+        return [first, torch.optim.AdamW(groups, betas=config.streams_betas, weight_decay=1e-4)]
+    return [first, torch.optim.SGD(groups, momentum=0.9, weight_decay=1e-4)]
+
+
+def _rate(config: OptimConfig, step: int, steps: int) -> float:
+    """Factor on every learning rate: constant, or up for 30 % of the stage and down along a cosine."""
+    if config.schedule == "constant":
+        return 1.0
+    position, rise = (step + 0.5) / steps, 0.3
+    if position < rise:
+        return 0.04 + 0.96 * 0.5 * (1.0 - math.cos(math.pi * position / rise))
+    return max(1e-3, 0.5 * (1.0 + math.cos(math.pi * (position - rise) / (1.0 - rise))))
+
+
+def _draw(run: StageRun, rng: np.random.Generator) -> TrainingBatch:
+    batch_size = run.stage.batch_size
+    if run.replay is None:
+        return run.new.batch(rng, batch_size)
+    replayed = round(batch_size * run.replay_share)
+    parts = [run.new.batch(rng, batch_size - replayed), run.replay.batch(rng, replayed)]
+    corrupted, clean = (
+        tuple(torch.cat(levels) for levels in zip(*(getattr(p, name) for p in parts), strict=True))
+        for name in ("corrupted", "clean")
+    )
+    return TrainingBatch(corrupted, clean, torch.cat([p.mask for p in parts]))
+
+
+def _targets(run: StageRun, batch: TrainingBatch) -> tuple[Levels, Levels]:
+    with torch.no_grad():
+        if run.teacher is not None:
+            return run.teacher.levels(batch.corrupted[0]), run.teacher.levels(batch.clean[0])
+        standardise, levels = run.model.standardise, run.model.teacher_levels
+        return levels(standardise(batch.corrupted)), levels(standardise(batch.clean))
+
+
+def _masked_losses(run: StageRun, batch: TrainingBatch, rng: np.random.Generator) -> dict[str, Tensor]:
+    clean = run.model.standardise(batch.clean)
+    rows, columns = clean[-1].shape[-2:]
+    cells = rows * columns if run.model.trunk is not None else 256
+    if run.model.trunk is None:
+        rows = columns = 16
+    hidden = max(1, round(cells * run.stage.mask_ratio))
+    keep = np.ones((len(batch.mask), cells), dtype=np.bool_)
+    for row in keep:
+        row[rng.permutation(cells)[:hidden]] = False
+    kept = torch.from_numpy(keep).view(-1, rows, columns).to(batch.mask.device)
+    with torch.no_grad():
+        targets = run.teacher.levels(batch.clean[0]) if run.teacher is not None else run.model.teacher_levels(clean)
+    streams = run.model.streams(clean, mask_features(clean, kept))
+    return {
+        "masked_reconstruction": hidden_distance(streams.denoising, targets, kept),
+        "plain": level_distance(streams.plain, targets),
+    }
+
+
+def _pixel_losses(run: StageRun, batch: TrainingBatch) -> dict[str, Tensor]:
+    streams = run.model.streams(run.model.standardise(batch.corrupted))
+    corrupted_levels, clean_levels = _targets(run, batch)
+    mask = batch.mask
+    if mask.shape[-2:] != streams.logits.shape[-2:]:
+        size = streams.logits.shape[-2:]
+        mask = (nn.functional.interpolate(mask.unsqueeze(1), size=size, mode="bilinear") > 0.5).float().squeeze(1)
+    return {
+        "plain": level_distance(streams.plain, corrupted_levels),
+        "denoising": level_distance(streams.denoising, clean_levels),
+        "focal": focal_loss(streams.logits, mask),
+        "l1": (streams.logits.sigmoid() - mask).abs().mean(),
+    }
+
+
+def _steps(run: StageRun, first: int) -> Iterator[int]:
+    bar = tqdm(range(first, run.steps), initial=first, total=run.steps, desc=run.stage.name, unit="step", disable=None)
+    yield from bar
+
+
+def run_stage(run: StageRun, resumed: dict[str, Any] | None) -> bool:
+    """Train one stage in place.
+
+    Args:
+        run: Model, data and limits.
+        resumed: State of this stage from a checkpoint, or ``None``.
+
+    Returns:
+        True when all steps were done, False when the deadline came first.
+
+    Raises:
+        TrainingDivergedError: A loss is not finite.
+    """
+    optimizers = _optimizers(run.model, run.stage.optim)
+    base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    first = 0
+    if resumed is not None:
+        first = int(resumed["step"])
+        for optimizer, state in zip(optimizers, resumed["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+    run.model.train()
+    try:
+        for step in _steps(run, first):
+            rng = np.random.default_rng([run.seed, run.stage_index, step])
+            torch.manual_seed(int(rng.integers(2**31)))
+            batch = _draw(run, rng)
+            masked = run.stage.name == "masked_reconstruction"
+            losses = _masked_losses(run, batch, rng) if masked else _pixel_losses(run, batch)
+            total = torch.stack(list(losses.values())).sum()
+            if not torch.isfinite(total):
+                values = " ".join(f"{name}={value.item():.4g}" for name, value in losses.items())
+                raise TrainingDivergedError(f"stage {run.stage.name}, step {step}: loss is not finite ({values})")
+            factor = _rate(run.stage.optim, step, run.steps)
+            for optimizer, rates in zip(optimizers, base_rates, strict=True):
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                optimizer.zero_grad(set_to_none=True)
+            total.backward()  # type: ignore[no-untyped-call]
+            for optimizer in optimizers:
+                optimizer.step()
+            run.curves.setdefault(run.stage.name, []).append(
+                {"step": float(step), **{name: value.item() for name, value in losses.items()}}
+            )
+            if step % 25 == 0 or step == run.steps - 1:
+                logger.info(
+                    "stage=%s step=%d/%d loss=%.4f %s",
+                    run.stage.name,
+                    step + 1,
+                    run.steps,
+                    total.item(),
+                    " ".join(f"{name}={value.item():.4f}" for name, value in losses.items()),
+                )
+            if run.checkpointer is not None:
+                if run.checkpointer.due():
+                    run.checkpointer.save(_state(run, optimizers, step + 1))
+                if run.checkpointer.clock() > run.deadline_s:
+                    logger.warning("stage=%s stopped by its time limit at step %d", run.stage.name, step + 1)
+                    return False
+    finally:
+        run.model.eval()
+    return True
+
+
+def _state(run: StageRun, optimizers: list[torch.optim.Optimizer], step: int) -> dict[str, Any]:
+    return {
+        "stage": run.stage_index,
+        "step": step,
+        "model": run.model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "curves": run.curves,
+    }
