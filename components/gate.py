@@ -365,6 +365,9 @@ def _false_alarms(evidence: _Evidence, settings: GateSettings) -> Reason:
 
 def _parity(package: PackageRef, export: ExportSettings) -> Reason:
     difference, limit = package.max_score_difference, export.max_score_difference
+    if package.error:
+        detail = f"There is no exported file: {package.error}"
+        return Reason(rule="export parity", verdict=Verdict.REJECT, detail=detail, limit=limit)
     same = (
         package.num_parity_images > 0
         and package.num_decision_flips == 0
