@@ -116,30 +116,43 @@ class ValidateSettings:
     """Pillow modes that are accepted."""
     sizes: tuple[tuple[int, int], ...] = ()
     """Accepted ``[height, width]``; empty: the most common size of the night."""
+    any_size: bool = False
+    """True where the parts, and so their pictures, differ in size; ``sizes`` then plays no role."""
     min_side_px: int = 32
     max_pixels: int = 50_000_000
     """Above this an image is refused before it is decoded."""
     mean_brightness: tuple[float, float] = (0.04, 0.96)
     """Accepted mean grey level in [0, 1]."""
-    min_sharpness: float = 0.15
-    """Lowest accepted variance of the Laplacian, as a share of the night's median."""
+    min_sharpness: float = 0.5
+    """Lowest accepted sharpness (one minus Crete's blur), as a share of the night's median."""
     min_entropy_bits: float = 2.0
     """Lowest accepted entropy of the grey histogram."""
-    near_duplicate_bits: int = 2
-    """Two images whose 64-bit perceptual hashes differ in at most this many bits are near duplicates."""
+    near_duplicate_bits: int = 14
+    """Two images whose 256-bit perceptual hashes differ in at most this many bits are near duplicates."""
     max_age_days: int = 30
     """Lots dated longer before the night than this, or after it, are rejected."""
     min_images: int = 4
     """Fewest accepted images in a lot."""
     max_quarantined_share: float = 0.35
     """A lot with a larger quarantined share is rejected whole."""
-    screen_false_alarm_rate: float = 0.02
-    """Share of good images that the pre-screen may lose, by calibration."""
+    screen_deviations: float = 1.6
+    """An image whose anomaly score lies this many robust standard deviations above the night's median is
+    quarantined; where there is a champion, only if it also lies above the champion's calibrated threshold."""
+    screen_drift_share: float = 0.2
+    """Where the champion finds a larger share of the night anomalous, the light has changed, not the parts: the
+    night is searched for outliers instead."""
 
     def __post_init__(self) -> None:
-        for name in ("max_quarantined_share", "screen_false_alarm_rate"):
+        for name in ("max_quarantined_share", "screen_drift_share", "min_sharpness"):
             value = getattr(self, name)
             _check(0 <= value <= 1, f"{name} must be within [0, 1], got {value}")
+        _check(self.screen_deviations > 0, f"screen_deviations must be positive, got {self.screen_deviations}")
+        _check(
+            0 <= self.near_duplicate_bits < 64,
+            f"near_duplicate_bits must be within [0, 64) of 256 bits, got {self.near_duplicate_bits}",
+        )
+        low, high = self.mean_brightness
+        _check(0 <= low < high <= 1, f"mean_brightness must be a range within [0, 1], got {self.mean_brightness}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
