@@ -270,6 +270,5 @@ def _report_fields(*outputs: Json | None) -> dict[str, Any]:
     return {"collect": collected} | dict(zip(names, refs, strict=True))
 
 
-CONFIG = configuration()
-for MODEL in CONFIG.models:
-    nightly_retrain(CONFIG, MODEL)
+_CONFIG = configuration()
+DAGS = {dag.dag_id: dag for dag in (nightly_retrain(_CONFIG, model) for model in _CONFIG.models)}

@@ -1,0 +1,27 @@
+"""Before anything is imported: a home, a git identity and an Airflow of the tests' own, and no telemetry."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from components.airflow_env import airflow_environment, repository_root
+
+_HOME = Path(tempfile.mkdtemp(prefix="stlm-tests-home-"))
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+
+os.environ |= {
+    "HOME": str(_HOME),
+    "XDG_CACHE_HOME": str(_HOME / ".cache"),
+    "XDG_CONFIG_HOME": str(_HOME / ".config"),
+    # Matplotlib's font list takes seconds to make; it is the same for every run.
+    "MPLCONFIGDIR": str(repository_root() / ".cache" / "matplotlib"),
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_AUTHOR_NAME": "Tests",
+    "GIT_AUTHOR_EMAIL": "tests@example.com",
+    "GIT_COMMITTER_NAME": "Tests",
+    "GIT_COMMITTER_EMAIL": "tests@example.com",
+}
+os.environ |= airflow_environment(_HOME / "airflow", repository_root() / "infra" / "quickstart.toml", scheduled=False)

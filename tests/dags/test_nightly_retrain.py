@@ -1,0 +1,100 @@
+"""The wiring: what depends on what, when it runs, and what reading the file costs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from airflow.sdk import DAG
+from airflow.sdk.exceptions import ParamValidationError
+
+from components.airflow_env import repository_root
+from components.config import load_config
+from components.night_record import STEPS
+from dags.nightly_retrain import nightly_retrain
+from tests.helpers.tiny_nights import make_tiny_world
+
+HEAVY = ("torch", "mlflow", "dvc", "great_expectations", "pandas", "numpy", "boto3")
+
+
+@pytest.fixture(scope="module")
+def dag() -> DAG:
+    config = load_config(repository_root() / "infra" / "quickstart.toml")
+    return nightly_retrain(config, config.models[0])
+
+
+def test_every_step_waits_for_what_it_reads(dag: DAG) -> None:
+    assert {task.task_id: set(task.downstream_task_ids) for task in dag.tasks} == {
+        "collect": {"version", "report"},
+        "version": {"validate", "fine_tune", "promote", "report"},
+        "validate": {"fine_tune", "evaluate", "promote", "report"},
+        "fine_tune": {"evaluate", "export", "promote", "report"},
+        "evaluate": {"export", "gate", "promote", "report"},
+        "export": {"gate", "promote", "report"},
+        "gate": {"promote", "report"},
+        "promote": {"report", "finish"},
+        "report": {"finish"},
+        "finish": set(),
+    }
+
+
+def test_tasks_are_named_like_components_and_say_what_they_do(dag: DAG) -> None:
+    assert {task.task_id for task in dag.tasks} == {*STEPS, "finish"}
+    assert all((task.doc_md or "").strip() for task in dag.tasks if task.task_id != "finish")
+
+
+def test_the_report_runs_whatever_happened_and_the_run_fails_where_a_step_failed(dag: DAG) -> None:
+    rules = {task.task_id: task.trigger_rule.value for task in dag.tasks}
+    assert rules.pop("report") == "all_done"
+    assert rules.pop("finish") == "none_failed"
+    assert set(rules.values()) == {"all_success"}
+
+
+def test_scarce_things_have_pools_that_the_set_up_makes(dag: DAG) -> None:
+    pools = {task.task_id: task.pool for task in dag.tasks if task.pool != "default_pool"}
+    assert pools == {"version": "dvc", "fine_tune": "gpu", "promote": "promotion"}
+    made = json.loads((repository_root() / "infra" / "airflow" / "pools.json").read_text())
+    assert {name: pool["slots"] for name, pool in made.items()} == {"dvc": 1, "gpu": 1, "promotion": 1}
+
+
+def test_steps_are_tried_again_as_the_configuration_says(tmp_path: Path) -> None:
+    config = make_tiny_world(tmp_path).config
+    tasks = nightly_retrain(config, config.models[0]).task_dict
+    assert {tasks[step].retries for step in STEPS} == {1}
+    assert {tasks[step].retry_delay.total_seconds() for step in STEPS} == {0.5}
+
+
+def test_nights_of_a_key_run_one_after_the_other_without_catching_up(dag: DAG) -> None:
+    assert dag.max_active_runs == 1
+    assert dag.catchup is False
+    assert dag.start_date is not None
+    assert dag.start_date.isoformat() == "2026-01-01T00:00:00+00:00"
+    assert dag.timetable.key_format == "%Y-%m-%d"
+    assert dag.tags == {"nightly_retrain", "elpv-mono", "line1", "cam1"}
+
+
+@pytest.mark.parametrize("partition", ["2026-13-01", "yesterday", "01.03.2026", 20260301])
+def test_a_night_that_is_no_date_is_refused_before_any_task_runs(dag: DAG, partition: object) -> None:
+    with pytest.raises(ParamValidationError):
+        dag.params["partition"] = partition
+
+
+def test_one_dag_per_model_key_comes_out_of_the_configuration(tmp_path: Path) -> None:
+    path = make_tiny_world(tmp_path).config_path
+    second = '[[models]]\nproduct = "tiles"\nline = "line1"\ncamera = "cam2"\ngolden = "golden"\nrecipe = "tiny"\n'
+    path.write_text(path.read_text() + second)
+    script = (
+        "import json, sys, time, airflow.sdk, airflow.providers.standard.operators.empty\n"
+        "started = time.perf_counter()\n"
+        "import dags.nightly_retrain as module\n"
+        "seconds = time.perf_counter() - started\n"
+        f"print(json.dumps([seconds, [n for n in {HEAVY} if n in sys.modules], sorted(module.DAGS)]))\n"
+    )
+    environment = os.environ | {"STLM_CONFIG": str(path)}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    seconds, heavy, dag_ids = json.loads(result.stdout.splitlines()[-1])
+    assert dag_ids == ["nightly_retrain.tiles.line1.cam1", "nightly_retrain.tiles.line1.cam2"]
+    assert heavy == []
+    assert seconds < 1.0
