@@ -25,6 +25,8 @@ class Checkpointer:
     """Digest of configuration, data and parent; a checkpoint of another identity is not resumed."""
     interval_s: float
     clock: Callable[[], float] = time.monotonic
+    stop_requested: bool = False
+    """Set from a signal handler: the loop saves after its step and raises ``InterruptedError``."""
     _last: float = field(default=float("-inf"))
 
     def load(self) -> dict[str, Any] | None:
@@ -46,7 +48,7 @@ class Checkpointer:
 
     def due(self) -> bool:
         """Whether the interval is over."""
-        return self.clock() - self._last >= self.interval_s
+        return self.stop_requested or self.clock() - self._last >= self.interval_s
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the state: temporary sibling, flush to disk, rename."""

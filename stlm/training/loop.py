@@ -166,6 +166,7 @@ def run_stage(run: StageRun, resumed: dict[str, Any] | None) -> bool:
 
     Raises:
         TrainingDivergedError: A loss is not finite.
+        InterruptedError: The checkpointer was asked to stop; its file holds the state.
     """
     optimizers = _optimizers(run.model, run.stage.optim)
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
@@ -209,6 +210,8 @@ def run_stage(run: StageRun, resumed: dict[str, Any] | None) -> bool:
             if run.checkpointer is not None:
                 if run.checkpointer.due():
                     run.checkpointer.save(_state(run, optimizers, step + 1))
+                if run.checkpointer.stop_requested:
+                    raise InterruptedError(f"stage {run.stage.name} stopped after step {step + 1}")
                 if run.checkpointer.clock() > run.deadline_s:
                     logger.warning("stage=%s stopped by its time limit at step %d", run.stage.name, step + 1)
                     return False

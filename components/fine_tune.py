@@ -1,0 +1,297 @@
+"""Train the night's candidate: from the teacher alone on a first night, from the champion afterwards.
+
+The step's folder holds, beside ``outputs.json``: ``images/`` (this night's normals and the replay), ``corruptions/``
+(pre-made pseudo-anomalies), ``checkpoint.pt``, ``package/`` (weights, recipe, lineage, replay), ``held_out.json``
+(normals kept from training, for calibration) and ``curves.json``.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import pandas as pd
+import torch
+
+import stlm
+from components._cli import main_for, once, write_json
+from components.adapters.data_repository import DataRepository
+from components.config import FineTuneSettings
+from components.contracts import CandidateRef, Contract, DatasetRef, RunRef, ValidationRef, digest_of, from_json
+from components.errors import InputError, TransientError
+from stlm.config import RecipeConfig
+from stlm.data.synthesis import embedded_textures
+from stlm.errors import ConfigError, StlmError, WeightsError
+from stlm.models.registry import CONFIG_NAME, build_model, load_model, save_model
+from stlm.models.two_stream import TwoStream
+from stlm.nn.teachers import SamTeacher, load_sam_teacher
+from stlm.recipes import recipe
+from stlm.training.checkpoint import Checkpointer
+from stlm.training.fit import FitResult, fit
+from stlm.training.replay import NormalImage, choose_replay, split_held_out
+from stlm.training.samples import Normals, load_normals
+
+__all__ = ["FineTuneInputs", "fine_tune", "main"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FineTuneInputs(Contract):
+    """What a night trains on and from."""
+
+    run: RunRef
+    dataset: DatasetRef
+    validation: ValidationRef
+    dvc_remote: str
+    s3_endpoint_url: str = ""
+    recipe: str
+    settings: FineTuneSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Memory(Contract):
+    """``replay.json``: the bounded choice of earlier normals that travels with the model."""
+
+    training: tuple[NormalImage, ...] = ()
+    held_out: tuple[NormalImage, ...] = ()
+
+
+def fine_tune(inputs: FineTuneInputs) -> CandidateRef:
+    """Train a candidate on the night's accepted normals and a bounded replay of earlier ones.
+
+    Args:
+        inputs: See :class:`FineTuneInputs`.
+
+    Returns:
+        The candidate; a second call with equal inputs returns it without training.
+
+    Raises:
+        InputError: No accepted image, an unknown recipe, a teacher that cannot be loaded, a loss that is not finite.
+        TransientError: The data repository is locked or its remote unreachable.
+    """
+    try:
+        return once("fine_tune", inputs, CandidateRef, _fine_tune)
+    except StlmError as error:
+        raise InputError(str(error)) from error
+
+
+def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
+    started = time.monotonic()
+    settings = inputs.settings
+    if settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
+    champion = inputs.validation.champion
+    parent_dir = Path(champion.package_dir) if champion is not None else None
+    model = _start(inputs, parent_dir)
+    device = _device(settings)
+    model.to(device)
+    accepted = _accepted(inputs)
+    memory = _read_memory(parent_dir)
+    training, held_out = split_held_out(accepted, share=settings.held_out_share, seed=settings.seed)
+    replay = choose_replay(memory.training, limit=settings.replay_images, seed=settings.seed)
+    # Calibration needs old lots as well as new ones, in the same bounded proportion as training.
+    held_out_memory = choose_replay(
+        (*memory.held_out, *held_out), limit=max(len(held_out), settings.replay_images), seed=settings.seed
+    )
+    images = folder / "images"
+    wanted = (*training, *replay, *held_out_memory)
+    _fetch(inputs, wanted, images)
+
+    def load(chosen: Sequence[NormalImage]) -> Normals:
+        return load_normals([images / i.path for i in chosen], [i.sha256 for i in chosen], model.image_size)
+
+    identity = digest_of(
+        {
+            "recipe": model.config.to_json(),
+            "parent": champion.candidate_key if champion is not None else None,
+            "training": [i.sha256 for i in training],
+            "replay": [i.sha256 for i in replay],
+            "seed": settings.seed,
+            "code": _code_digest(),
+        }
+    )
+    checkpointer = Checkpointer(
+        path=folder / "checkpoint.pt", identity=identity, interval_s=settings.checkpoint_seconds
+    )
+    with _save_on_sigterm(checkpointer):
+        result = fit(
+            model,
+            new=load(training),
+            replay=load(replay),
+            held_out=load(held_out_memory),
+            teacher=_teacher(inputs, model.config, device),
+            textures=embedded_textures(),
+            has_parent=parent_dir is not None,
+            seed=settings.seed,
+            checkpointer=checkpointer,
+            cache_dir=folder / "corruptions",
+            max_seconds=settings.max_seconds,
+        )
+    seconds = time.monotonic() - started
+    new_memory = _Memory(
+        training=choose_replay((*replay, *training), limit=settings.replay_images, seed=settings.seed),
+        held_out=held_out_memory,
+    )
+    candidate = _write_candidate(inputs, folder, model.cpu(), result, new_memory, seconds, len(training), len(replay))
+    write_json(
+        folder / "held_out.json",
+        [{"path": str(images / i.path), "sha256": i.sha256, "night": i.night} for i in held_out_memory],
+    )
+    shutil.rmtree(folder / "corruptions", ignore_errors=True)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    logger.info("fine_tune steps=%d seconds=%.1f key=%s", result.num_steps, seconds, candidate.candidate_key[:12])
+    return candidate
+
+
+def _start(inputs: FineTuneInputs, parent_dir: Path | None) -> TwoStream:
+    wanted = recipe(inputs.recipe)
+    if parent_dir is None:
+        return build_model(wanted, seed=inputs.settings.seed)
+    model = load_model(parent_dir)
+    if model.config.model != wanted.model or model.config.image_size != wanted.image_size:
+        raise ConfigError(
+            f"recipe {wanted.name!r} is another network than the champion's ({parent_dir / CONFIG_NAME}); "
+            "retire the champion or use a new model key"
+        )
+    model.config = wanted
+    return model
+
+
+def _device(settings: FineTuneSettings) -> torch.device:
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("fine_tune.device is 'cuda', but torch sees no GPU; use 'auto' or 'cpu' to allow the CPU")
+    use_gpu = settings.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def _teacher(inputs: FineTuneInputs, config: RecipeConfig, device: torch.device) -> SamTeacher | None:
+    name = config.model.teacher
+    if name == "lite0" or name == "random":  # noqa: PLR1714 - mypy narrows a literal only by comparison
+        return None
+    settings = inputs.settings
+    cache = Path(inputs.run.work_dir) / "checkpoints"
+    teacher = load_sam_teacher(name, settings.teacher_checkpoint, settings.teacher_sha256, cache)
+    return teacher.to(device)
+
+
+def _accepted(inputs: FineTuneInputs) -> list[NormalImage]:
+    table = pd.read_parquet(inputs.validation.table_path)
+    rows = table[table["accepted"]]
+    images = [
+        NormalImage(
+            path=f"{inputs.dataset.path}/{row.lot}/{row.name_}", sha256=str(row.sha256), night=inputs.run.partition
+        )
+        for row in rows.rename(columns={"name": "name_"}).itertuples()
+    ]
+    if len(images) < 2:
+        raise InputError(f"night {inputs.run.partition}: expected at least 2 accepted images, got {len(images)}")
+    return images
+
+
+def _read_memory(parent_dir: Path | None) -> _Memory:
+    if parent_dir is None:
+        return _Memory()
+    path = parent_dir / "replay.json"
+    try:
+        return from_json(_Memory, json.loads(path.read_text(encoding="utf-8")), where=str(path))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"champion's {path} cannot be read ({error})") from error
+
+
+def _fetch(inputs: FineTuneInputs, wanted: Sequence[NormalImage], into: Path) -> None:
+    missing = sorted({image.path for image in wanted if not (into / image.path).exists()})
+    if missing:
+        repository = DataRepository(Path(inputs.dataset.repo), inputs.dvc_remote, inputs.s3_endpoint_url)
+        repository.fetch(inputs.dataset.revision, missing, into)
+
+
+def _code_digest() -> str:
+    """sha256 over the library's sources: the code version that training depends on."""
+    root = Path(stlm.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _write_candidate(
+    inputs: FineTuneInputs,
+    folder: Path,
+    model: TwoStream,
+    result: FitResult,
+    memory: _Memory,
+    seconds: float,
+    num_new: int,
+    num_replay: int,
+) -> CandidateRef:
+    champion = inputs.validation.champion
+    package = folder / "package"
+    weights_sha256 = save_model(model, package)
+    lineage = {
+        "key": inputs.run.key,
+        "partition": inputs.run.partition,
+        "parent_version": champion.version if champion is not None else None,
+        "parent_candidate_key": champion.candidate_key if champion is not None else None,
+        "data_revision": inputs.dataset.revision,
+        "dvc_md5": inputs.dataset.dvc_md5,
+        "batch_digest": inputs.dataset.digest,
+        "validation_digest": inputs.validation.digest,
+        "recipe": inputs.recipe,
+        "config_digest": digest_of(model.config.to_json()),
+        "code_digest": _code_digest(),
+        "seed": inputs.settings.seed,
+        "weights_sha256": weights_sha256,
+        "complete": result.complete,
+    }
+    write_json(package / "lineage.json", lineage)
+    write_json(package / "replay.json", memory)
+    write_json(folder / "curves.json", result.curves)
+    return CandidateRef(
+        package_dir=str(package),
+        candidate_key=digest_of(lineage),
+        weights_sha256=weights_sha256,
+        parent_version=champion.version if champion is not None else None,
+        num_steps=result.num_steps,
+        num_new_images=num_new,
+        num_replay_images=num_replay,
+        training_seconds=round(seconds, 3),
+        curves_path=str(folder / "curves.json"),
+    )
+
+
+@contextmanager
+def _save_on_sigterm(checkpointer: Checkpointer) -> Iterator[None]:
+    """On SIGTERM save at the next step and leave as "worth a retry", so that the next attempt goes on from there."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        del signum, frame
+        checkpointer.stop_requested = True
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except InterruptedError as error:
+        raise TransientError(f"training was asked to stop; {checkpointer.path} holds its state") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return main_for("fine_tune", FineTuneInputs, fine_tune, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
