@@ -25,7 +25,18 @@ from components._report.night import ReportInputs, why_missing
 from components._report.page import render
 from components._report.pictures import Album
 from components._report.quarantine import gather_images, gather_quarantine, read_table
-from components._report.story import failures, figures, headline, lineage, number
+from components._report.story import (
+    Fact,
+    Headline,
+    champion_now,
+    failures,
+    figures,
+    headline,
+    lineage,
+    number,
+    version_fact,
+)
+from components.adapters.registry import open_registry
 from components.adapters.tracking import (
     close_run,
     log_artifacts,
@@ -34,6 +45,7 @@ from components.adapters.tracking import (
     set_tags,
 )
 from components.contracts import Reason, ReportRef, Verdict
+from components.errors import InputError, TransientError
 
 __all__ = ["ReportInputs", "main", "report"]
 
@@ -68,9 +80,10 @@ def report(inputs: ReportInputs) -> ReportRef:
 
 
 def _report(inputs: ReportInputs, folder: Path) -> ReportRef:
-    head = headline(inputs)
+    champion = champion_now(inputs) or _standing_champion(inputs)
+    head = headline(inputs, champion)
     page = folder / PAGE
-    _write_text(page, render(_context(inputs, folder)))
+    _write_text(page, render(_context(inputs, folder, head, champion)))
     logger.info(
         "step=report key=%s night=%s page=%s bytes=%d",
         inputs.run.key.slug,
@@ -105,7 +118,7 @@ def _write_text(path: Path, text: str) -> None:
         raise
 
 
-def _context(inputs: ReportInputs, folder: Path) -> dict[str, Any]:
+def _context(inputs: ReportInputs, folder: Path, head: Headline, champion: Fact) -> dict[str, Any]:
     album = Album()
     table = read_table(inputs)
     metrics, problem = _evaluation_report(inputs)
@@ -114,8 +127,8 @@ def _context(inputs: ReportInputs, folder: Path) -> dict[str, Any]:
     return {
         "key": inputs.run.key.slug,
         "night": inputs.run.partition,
-        "headline": headline(inputs),
-        "figures": figures(inputs, None),
+        "headline": head,
+        "figures": figures(inputs, champion),
         "failures": failures(inputs),
         "comparison": compare(inputs, metrics, problem),
         "gate_note": "" if decision is not None else why_missing(inputs, "gate"),
@@ -127,6 +140,15 @@ def _context(inputs: ReportInputs, folder: Path) -> dict[str, Any]:
         "heat_maps": heat_maps,
         "lineage": lineage(inputs, _lineage_file(inputs)),
     }
+
+
+def _standing_champion(inputs: ReportInputs) -> Fact:
+    """What the registry says, for a night that ended before it looked itself."""
+    try:
+        champion = open_registry(inputs.mlflow, inputs.run).champion(inputs.run.key)
+    except (InputError, TransientError) as error:
+        return Fact(label="Champion now", value="unknown", note=str(error))
+    return version_fact(None if champion is None else champion.version)
 
 
 def _evaluation_report(inputs: ReportInputs) -> tuple[dict[str, Any] | None, str]:

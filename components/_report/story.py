@@ -20,6 +20,7 @@ __all__ = [
 
 Tone = Literal["good", "warn", "bad", "calm"]
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+NO_CHAMPION = "none"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,50 +78,35 @@ def _promoted(inputs: ReportInputs) -> Headline:
     )
 
 
-def headline(inputs: ReportInputs) -> Headline:
-    """Verdict and one-sentence reason; a failure outranks everything that came before it."""
+def headline(inputs: ReportInputs, champion: Fact) -> Headline:
+    """Verdict and one-sentence reason; a failure outranks everything that came before it.
+
+    Args:
+        inputs: The night.
+        champion: Who serves after it, from :func:`champion_now` or :func:`version_fact`.
+    """
     promotion, decision = inputs.promotion, inputs.decision
     if promotion is not None and promotion.outcome in {"PROMOTED", "ALREADY_PROMOTED"}:
         return _promoted(inputs)
+    rest = "There is no champion yet." if champion.value == NO_CHAMPION else "The champion is untouched."
     if inputs.failures:
-        return Headline(
-            tone="bad",
-            badge="FAILED",
-            sentence=f"{inputs.failures[0]} The champion is untouched.",
-        )
+        return Headline(tone="bad", badge="FAILED", sentence=f"{_sentence(inputs.failures[0])} {rest}")
     if promotion is not None and promotion.outcome in {"STALE_DECISION", "FROZEN"}:
         detail = promotion.detail or "The registry did not take the candidate."
         badge = promotion.outcome.replace("_", " ")
-        return Headline(tone="warn", badge=badge, sentence=f"{detail} The champion is untouched.")
+        return Headline(tone="warn", badge=badge, sentence=f"{_sentence(detail)} {rest}")
     if decision is not None:
         tone: Tone = "warn" if decision.verdict is Verdict.INCONCLUSIVE else "bad"
-        badge = {Verdict.REJECT: "REJECTED", Verdict.PROMOTE: "NOT PROMOTED"}.get(
-            decision.verdict, decision.verdict.value
-        )
+        badges = {Verdict.REJECT: "REJECTED", Verdict.PROMOTE: "NOT PROMOTED"}
+        badge = badges.get(decision.verdict, decision.verdict.value)
         why = _first_objection(inputs) or (promotion.detail if promotion is not None else "The candidate was refused.")
-        return Headline(
-            tone=tone,
-            badge=badge,
-            sentence=f"{_sentence(why)} The champion is untouched.",
-        )
+        return Headline(tone=tone, badge=badge, sentence=f"{_sentence(why)} {rest}")
     if nothing_new(inputs):
-        return Headline(
-            tone="calm",
-            badge="NOTHING NEW",
-            sentence="No complete new lot had arrived. The champion is untouched.",
-        )
+        return Headline(tone="calm", badge="NOTHING NEW", sentence=f"No complete new lot had arrived. {rest}")
     if inputs.validation is not None and inputs.validation.num_accepted == 0:
         why = "No image of the night passed validation, so nothing was trained."
-        return Headline(
-            tone="warn",
-            badge="NOTHING ACCEPTED",
-            sentence=f"{why} The champion is untouched.",
-        )
-    return Headline(
-        tone="bad",
-        badge="INCOMPLETE",
-        sentence="The night ended without a verdict. The champion is untouched.",
-    )
+        return Headline(tone="warn", badge="NOTHING ACCEPTED", sentence=f"{why} {rest}")
+    return Headline(tone="bad", badge="INCOMPLETE", sentence=f"The night ended without a verdict. {rest}")
 
 
 def _sentence(text: str) -> str:
@@ -128,40 +114,32 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def _champion(inputs: ReportInputs, standing_version: int | None) -> Fact:
+def champion_now(inputs: ReportInputs) -> Fact | None:
+    """Who serves after this night, as far as its steps know; ``None`` where none of them looked."""
     promotion, validation = inputs.promotion, inputs.validation
     if promotion is not None:
         now, before = promotion.champion_version, promotion.previous_version
-        if now is None:
-            return Fact(
-                label="Champion now",
-                value="none",
-                note="no version has been promoted yet",
-            )
         if promotion.outcome in {"PROMOTED", "ALREADY_PROMOTED"}:
-            return Fact(
-                label="Champion now",
-                value=f"v{now}",
-                note="the first" if before is None else f"was v{before}",
-            )
-        return Fact(label="Champion now", value=f"v{now}", note="unchanged")
-    if validation is not None and validation.champion is not None:
-        return Fact(
-            label="Champion now",
-            value=f"v{validation.champion.version}",
-            note="unchanged",
-        )
-    if standing_version is not None:
-        return Fact(label="Champion now", value=f"v{standing_version}", note="unchanged")
-    return Fact(label="Champion now", value="none", note="no version has been promoted yet")
+            return version_fact(now, note="the first" if before is None else f"was v{before}")
+        return version_fact(now)
+    if validation is not None:
+        return version_fact(None if validation.champion is None else validation.champion.version)
+    return None
 
 
-def figures(inputs: ReportInputs, standing_version: int | None) -> list[Fact]:
+def version_fact(version: int | None, note: str = "unchanged") -> Fact:
+    """The tile that names the champion."""
+    if version is None:
+        return Fact(label="Champion now", value=NO_CHAMPION, note="no version has been promoted yet")
+    return Fact(label="Champion now", value=f"v{version}", note=note)
+
+
+def figures(inputs: ReportInputs, champion: Fact) -> list[Fact]:
     """The handful of figures at the top.
 
     Args:
         inputs: The night.
-        standing_version: Champion version in the registry, for nights that pinned none.
+        champion: Who serves after it.
 
     Returns:
         One fact per tile; a step that did not run gives none.
@@ -172,7 +150,7 @@ def figures(inputs: ReportInputs, standing_version: int | None) -> list[Fact]:
         inputs.candidate,
         inputs.evaluation,
     )
-    facts = [_champion(inputs, standing_version)]
+    facts = [champion]
     batch = (collect or {}).get("batch") or {}
     waiting = len((collect or {}).get("waiting") or ())
     if collect is not None:

@@ -245,7 +245,8 @@ def test_a_night_without_new_images_says_so_and_keeps_what_is_waiting(root: Path
     text = _Page(page_of(quiet)).text
 
     assert "NOTHING NEW" in text
-    assert "The champion is untouched." in text
+    assert "There is no champion yet." in text
+    assert "Champion now none" in text
     assert "No complete new lot had arrived, so the night ended after collecting." in text
     assert "lot lot-c has no manifest.json yet" in text
 
