@@ -89,6 +89,13 @@ def _is_plain(name: str) -> bool:
     )
 
 
+def _is_date(text: str) -> bool:
+    try:
+        return dt.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LotManifest(Contract):
     """The producer's manifest of a lot."""
@@ -100,9 +107,8 @@ class LotManifest(Contract):
     images: tuple[LotImage, ...]
 
     def __post_init__(self) -> None:
-        if len(self.date) != 10:
+        if not _is_date(self.date):
             raise ValueError(f"date must be YYYY-MM-DD, got {self.date!r}")
-        dt.date.fromisoformat(self.date)
         if not self.images:
             raise ValueError("images is empty, expected at least one")
         # Case counts for nothing on some file systems, and two files would become one there.

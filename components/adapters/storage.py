@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-import boto3
+import boto3.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError, PartialCredentialsError
 
@@ -212,7 +212,8 @@ class S3Storage:
         self._endpoint = endpoint_url
         # boto3 asks for a region even where the server has none.
         region = None if not endpoint_url else os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
-        self._client: Any = boto3.client(
+        # A session of its own: the default one is not thread-safe and keeps the first credentials it saw.
+        self._client: Any = boto3.session.Session().client(
             "s3",
             endpoint_url=endpoint_url or None,
             region_name=region,

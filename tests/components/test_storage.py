@@ -1,0 +1,135 @@
+"""Folders and buckets behave alike."""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from components.adapters.storage import Storage, StoredFile, open_storage
+from components.errors import InputError, TransientError
+from tests.helpers.s3_server import S3Server
+
+
+@pytest.fixture(params=["folder", "file://", "s3://"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "s3://":
+        server: S3Server = request.getfixturevalue("s3")
+        new_bucket: Callable[[], str] = request.getfixturevalue("new_bucket")
+        return open_storage(f"{new_bucket()}/some/prefix", endpoint_url=server.endpoint_url)
+    (tmp_path / "store").mkdir()
+    return open_storage(str(tmp_path / "store") if request.param == "folder" else (tmp_path / "store").as_uri())
+
+
+def test_what_is_put_can_be_listed_read_and_downloaded(storage: Storage, tmp_path: Path) -> None:
+    source = tmp_path / "source.bin"
+    source.write_bytes(b"x" * 3_000_000)
+    storage.put("line/lot/a.bin", source)
+    storage.put("line/lot/sub/b.txt", b"second")
+    storage.put("line/other/c.txt", b"")
+
+    assert storage.folders() == ["line"]
+    assert storage.folders("line") == ["lot", "other"]
+    assert storage.files("line/lot") == [
+        StoredFile(name="line/lot/a.bin", num_bytes=3_000_000),
+        StoredFile(name="line/lot/sub/b.txt", num_bytes=6),
+    ]
+    assert storage.read("line/lot/sub/b.txt") == b"second"
+    storage.download("line/lot/a.bin", tmp_path / "deep" / "copy.bin")
+    assert (tmp_path / "deep" / "copy.bin").read_bytes() == source.read_bytes()
+
+
+def test_put_replaces_the_whole_file(storage: Storage) -> None:
+    storage.put("a.txt", b"a long first version")
+    storage.put("a.txt", b"new")
+    assert storage.read("a.txt") == b"new"
+    assert [file.name for file in storage.files()] == ["a.txt"]
+
+
+def test_a_folder_is_not_confused_with_another_that_begins_alike(storage: Storage) -> None:
+    storage.put("lot/a.txt", b"1")
+    storage.put("lot-2/a.txt", b"2")
+    assert [file.name for file in storage.files("lot")] == ["lot/a.txt"]
+
+
+def test_what_is_not_there_is_empty_or_an_error_that_names_it(storage: Storage, tmp_path: Path) -> None:
+    assert storage.folders("nothing") == []
+    assert storage.files("nothing") == []
+    assert not storage.exists("nothing/a.txt")
+    with pytest.raises(InputError, match=r"nothing/a\.txt"):
+        storage.read("nothing/a.txt")
+    with pytest.raises(InputError):
+        storage.download("nothing/a.txt", tmp_path / "copy")
+    assert list(tmp_path.glob("*copy*")) == []
+
+
+@pytest.mark.parametrize("name", ["../a", "a/../../b", "/etc/passwd", "a//b", "./a", "a\\b", "", "a/\0"])
+def test_names_that_lead_elsewhere_are_refused(storage: Storage, name: str) -> None:
+    with pytest.raises(InputError, match="refused"):
+        storage.read(name)
+    with pytest.raises(InputError, match="refused"):
+        storage.put(name, b"")
+
+
+def test_symbolic_links_are_refused_wherever_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "a.txt").write_text("secret")
+    root = tmp_path / "root"
+    (root / "lot").mkdir(parents=True)
+    (root / "link").symlink_to(tmp_path / "secret")
+    (root / "lot" / "a.txt").symlink_to(tmp_path / "secret" / "a.txt")
+    storage = open_storage(str(root))
+    for attempt in (
+        lambda: storage.read("link/a.txt"),
+        lambda: storage.read("lot/a.txt"),
+        lambda: storage.put("link/b.txt", b""),
+        lambda: storage.files("lot"),
+        storage.folders,
+    ):
+        with pytest.raises(InputError, match="symbolic link"):
+            attempt()
+
+
+def test_a_folder_that_is_not_mounted_is_worth_another_try(tmp_path: Path) -> None:
+    with pytest.raises(TransientError, match="not mounted"):
+        open_storage(str(tmp_path / "gone")).folders("line")
+
+
+def test_an_unknown_kind_of_address_is_refused() -> None:
+    for uri in ("ftp://host/folder", "", "s3:///prefix"):
+        with pytest.raises(InputError, match="storage address"):
+            open_storage(uri)
+
+
+def test_a_server_that_does_not_answer_is_named_and_soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "none")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    started = time.monotonic()
+    with pytest.raises(TransientError, match=endpoint):
+        open_storage("s3://bucket/prefix", endpoint_url=endpoint).folders()
+    assert time.monotonic() - started < 30
+
+
+def test_a_missing_bucket_and_wrong_credentials_are_errors_for_good(
+    s3: S3Server, new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="no-such-bucket"):
+        open_storage("s3://no-such-bucket", endpoint_url=s3.endpoint_url).folders()
+    bucket = new_bucket()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(InputError, match=bucket):
+        open_storage(bucket, endpoint_url=s3.endpoint_url).folders()
+
+
+def test_the_server_of_these_tests_listens_on_loopback_only(s3: S3Server) -> None:
+    port = int(s3.endpoint_url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=2):
+        pass
+    listening = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="utf-8").splitlines()[1:]]
+    addresses = {fields[1].split(":")[0] for fields in listening if int(fields[1].split(":")[1], 16) == port}
+    assert addresses == {"0100007F"}, f"{addresses} seen from process {os.getpid()}"
