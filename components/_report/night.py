@@ -73,11 +73,10 @@ def why_missing(inputs: ReportInputs, step: str) -> str:
     if message is not None:
         return f"The step {step} failed: {message}"
     for earlier in _ORDER[: _ORDER.index(step)]:
-        message = failure_of(inputs, earlier)
-        if message is not None:
-            return f"The night stopped at the step {earlier}: {message}"
+        if failure_of(inputs, earlier) is not None:
+            return f"The night stopped at the step {earlier}; its message is above."
     if inputs.validation is not None and inputs.validation.num_accepted == 0:
         return "Validation accepted no image, so the night ended there."
     if inputs.failures:
-        return f"The night failed: {inputs.failures[0]}"
+        return "The night failed; the message is above."
     return f"The step {step} left no result and no message; see its log."

@@ -21,6 +21,7 @@ __all__ = [
 Tone = Literal["good", "warn", "bad", "calm"]
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 NO_CHAMPION = "none"
+_MAX_SENTENCE = 300
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +91,7 @@ def headline(inputs: ReportInputs, champion: Fact) -> Headline:
         return _promoted(inputs)
     rest = "There is no champion yet." if champion.value == NO_CHAMPION else "The champion is untouched."
     if inputs.failures:
-        return Headline(tone="bad", badge="FAILED", sentence=f"{_sentence(inputs.failures[0])} {rest}")
+        return Headline(tone="bad", badge="FAILED", sentence=f"{_sentence(_short(inputs.failures[0]))} {rest}")
     if promotion is not None and promotion.outcome in {"STALE_DECISION", "FROZEN"}:
         detail = promotion.detail or "The registry did not take the candidate."
         badge = promotion.outcome.replace("_", " ")
@@ -107,6 +108,12 @@ def headline(inputs: ReportInputs, champion: Fact) -> Headline:
         why = "No image of the night passed validation, so nothing was trained."
         return Headline(tone="warn", badge="NOTHING ACCEPTED", sentence=f"{why} {rest}")
     return Headline(tone="bad", badge="INCOMPLETE", sentence=f"The night ended without a verdict. {rest}")
+
+
+def _short(text: str) -> str:
+    """The first line, cut where it goes on for long; the whole message has a place of its own on the page."""
+    line = text.strip().splitlines()[0] if text.strip() else "A step failed without a message."
+    return line if len(line) <= _MAX_SENTENCE else f"{line[:_MAX_SENTENCE].rstrip()} ..."
 
 
 def _sentence(text: str) -> str:

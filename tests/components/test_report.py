@@ -275,7 +275,7 @@ def test_a_failed_step_is_named_with_its_message_where_its_part_would_be(root: P
 
     assert "FAILED" in text
     assert "The step fine_tune failed: loss is nan at step 12" in text
-    assert "The night stopped at the step fine_tune: loss is nan at step 12" in text
+    assert "The night stopped at the step fine_tune; its message is above." in text
     assert report(inputs).summary["tone"] == "bad"
 
 
