@@ -105,7 +105,8 @@ def _stain(height: int, width: int, rng: np.random.Generator) -> _Floats:
         dy, dx = rng.normal(0, 0.6 * radius, size=2)
         ry, rx = radius * rng.uniform(0.6, 1.3, size=2)
         blob += np.exp(-0.5 * (((y - centre[0] - dy) / ry) ** 2 + ((x - centre[1] - dx) / rx) ** 2))
-    return np.asarray(np.clip(1.3 * blob / blob.max(), 0, 1), dtype=np.float64)
+    # A short slope: what lies outside the mask is hardly visible.
+    return np.asarray(np.clip((blob / blob.max() - 0.25) / 0.35, 0, 1), dtype=np.float64)
 
 
 def _corner(height: int, width: int, rng: np.random.Generator) -> _Floats:
