@@ -146,7 +146,7 @@ def _self_check(model: Detector, path: Path) -> None:
 
 def _run_model(model: Detector, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     with torch.no_grad():
-        score, anomaly_map = model(preprocess(torch.from_numpy(images), model.image_size))
+        score, anomaly_map = model(preprocess(torch.tensor(images), model.image_size))
     return score.numpy(), anomaly_map.numpy()
 
 

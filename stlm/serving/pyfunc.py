@@ -60,7 +60,7 @@ def _decode(cell: Any, index: int) -> NDArray[np.uint8]:
     raise DataError(f"image {index}: expected bytes, base64 or an (H, W, 3) uint8 array, got {type(cell).__name__}")
 
 
-class StlmPyfunc(PythonModel):  # type: ignore[misc]  # MLflow's class is untyped
+class StlmPyfunc(PythonModel):
     """Serves the package's ONNX file."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -71,14 +71,21 @@ class StlmPyfunc(PythonModel):  # type: ignore[misc]  # MLflow's class is untype
         )
 
     def predict(
-        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+        self,
+        context: PythonModelContext,  # noqa: ARG002  MLflow passes all three
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> pd.DataFrame:
         """Judge the images of column ``image``; see the top of this file for what a cell may be.
 
         Raises:
             DataError: A cell is no image; the message names its place.
         """
-        images = [_decode(cell, index) for index, cell in enumerate(model_input[COLUMN])]
+        cells = list(model_input[COLUMN])
+        if len(cells) == 1 and isinstance(cells[0], list) and all(isinstance(item, str) for item in cells[0]):
+            # MLflow makes one row, not many, of {"image": ["...", "..."]}.
+            cells = cells[0]
+        images = [_decode(cell, index) for index, cell in enumerate(cells)]
         predictions = self._predictor.predict(images)
         return pd.DataFrame(
             {

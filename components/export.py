@@ -1,0 +1,190 @@
+"""Export: the candidate becomes the package that would be served, and proves that both are the same model.
+
+The package is the candidate's folder plus ``calibration.json`` from the evaluation, ``model.onnx`` and the manifest. A
+model that cannot be exported, or whose exported file decides differently, is no failure of this step: the figures go
+into the outputs and the gate refuses.
+"""
+
+import hashlib
+import logging
+import shutil
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from stlm.data.layout import read_golden_set
+
+from components._cli import main_for, once
+from components.config import ExportSettings
+from components.contracts import CandidateRef, EvaluationRef, PackageRef, RunRef
+from components.errors import InputError
+from stlm.calibration import CALIBRATION_FILE, Calibration
+from stlm.data.transforms import read_image
+from stlm.errors import DataError, ExportError, WeightsError
+from stlm.export.onnx import ParityReport, export_onnx, parity
+from stlm.models.registry import load_model
+from stlm.serving.package import ONNX_FILE, seal_package
+
+__all__ = ["ExportInputs", "export", "main"]
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_FILE = "model.safetensors"
+ItemT = TypeVar("ItemT")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportInputs:
+    """A measured candidate and the images to compare on."""
+
+    run: RunRef
+    candidate: CandidateRef
+    evaluation: EvaluationRef
+    """Its report's folder holds ``calibration.json``."""
+    golden: str
+    settings: ExportSettings
+
+
+def export(inputs: ExportInputs) -> PackageRef:
+    """Assemble the package, export ONNX and compare it with the model on golden images.
+
+    Args:
+        inputs: What to export.
+
+    Returns:
+        The package; ``error`` is not empty where there is no exported file.
+
+    Raises:
+        InputError: The evaluation is of another candidate or golden set, or a file is missing or altered.
+    """
+    return once("export", inputs, PackageRef, _export)
+
+
+def _export(inputs: ExportInputs, folder: Path) -> PackageRef:
+    _check_binding(inputs)
+    images = _parity_images(inputs)
+    package_dir = folder / "package"
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".package-") as temporary:
+        staged = Path(temporary) / "package"
+        calibration = _assemble(inputs, staged)
+        report, problem = _export_model(staged, images, calibration.threshold)
+        digest = seal_package(staged)
+        # What an interrupted try left has no outputs.json that speaks of it.
+        shutil.rmtree(package_dir, ignore_errors=True)
+        staged.rename(package_dir)
+    if problem:
+        logger.warning("step=export candidate=%s error=%s", inputs.candidate.candidate_key[:12], problem)
+    else:
+        logger.info(
+            "step=export max_score_difference=%.2e num_decision_flips=%d ms_per_image=%.1f",
+            report.max_score_difference,
+            report.num_decision_flips,
+            report.ms_per_image,
+        )
+    return PackageRef(
+        package_dir=str(package_dir),
+        digest=digest,
+        candidate_key=inputs.candidate.candidate_key,
+        # JSON has no infinity.
+        max_score_difference=min(report.max_score_difference, sys.float_info.max),
+        num_decision_flips=report.num_decision_flips,
+        num_parity_images=report.num_images,
+        onnx_ms_per_image=report.ms_per_image,
+        size_bytes=sum(path.stat().st_size for path in package_dir.rglob("*") if path.is_file()),
+        error=problem,
+    )
+
+
+def _check_binding(inputs: ExportInputs) -> None:
+    candidate, evaluation = inputs.candidate, inputs.evaluation
+    if evaluation.candidate_key != candidate.candidate_key:
+        raise InputError(
+            f"evaluation {evaluation.report_path} is of candidate {evaluation.candidate_key}, "
+            f"expected {candidate.candidate_key}"
+        )
+    weights = Path(candidate.package_dir) / WEIGHTS_FILE
+    try:
+        with weights.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"the candidate's weights cannot be read: {error}") from error
+    if sha256 != candidate.weights_sha256:
+        raise InputError(f"{weights} is altered: sha256 {sha256}, expected {candidate.weights_sha256}")
+
+
+def _parity_images(inputs: ExportInputs) -> list[NDArray[np.uint8]]:
+    try:
+        golden = read_golden_set(Path(inputs.golden))
+        if golden.digest != inputs.evaluation.golden_digest:
+            raise InputError(
+                f"golden set {inputs.golden} has changed since the evaluation: digest {golden.digest}, "
+                f"expected {inputs.evaluation.golden_digest}"
+            )
+        classes = defaultdict(list)
+        for item in golden.items:
+            classes[item.defect].append(item.path)
+        return [read_image(path) for path in _spread(list(classes.values()), inputs.settings.parity_images)]
+    except DataError as error:
+        raise InputError(str(error)) from error
+
+
+def _spread(groups: Sequence[Sequence[ItemT]], count: int) -> list[ItemT]:
+    """At most ``count`` items: every group as often as the others while it lasts, each evenly over its length."""
+    shares = [0] * len(groups)
+    while sum(shares) < count and any(share < len(group) for share, group in zip(shares, groups, strict=True)):
+        for index, group in enumerate(groups):
+            if shares[index] < len(group) and sum(shares) < count:
+                shares[index] += 1
+    return [
+        group[position * len(group) // share]
+        for group, share in zip(groups, shares, strict=True)
+        for position in range(share)
+    ]
+
+
+def _assemble(inputs: ExportInputs, staged: Path) -> Calibration:
+    calibration = Path(inputs.evaluation.report_path).parent / CALIBRATION_FILE
+    try:
+        shutil.copytree(inputs.candidate.package_dir, staged)
+        shutil.copyfile(calibration, staged / CALIBRATION_FILE)
+        return Calibration.from_json(calibration.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"the package cannot be assembled: {error}") from error
+    except DataError as error:
+        raise InputError(f"{calibration}: {error}") from error
+
+
+def _export_model(staged: Path, images: list[NDArray[np.uint8]], threshold: float) -> tuple[ParityReport, str]:
+    """Parity of the exported file, or why there is none."""
+    try:
+        model = load_model(staged)
+    except WeightsError as error:
+        raise InputError(f"candidate {staged.name}: {error}") from error
+    try:
+        export_onnx(model, staged / ONNX_FILE)
+        return parity(model, staged / ONNX_FILE, images, threshold), ""
+    except ExportError as error:
+        (staged / ONNX_FILE).unlink(missing_ok=True)
+        nothing = ParityReport(
+            max_score_difference=float("inf"),
+            max_map_difference=float("inf"),
+            num_decision_flips=0,
+            num_images=0,
+            ms_per_image=0.0,
+        )
+        return nothing, str(error)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of this step."""
+    return main_for("export", ExportInputs, export, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
