@@ -9,7 +9,7 @@ import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from components.contracts import ModelKey, from_json
 from components.errors import InputError
@@ -75,7 +75,10 @@ class ScheduleSettings:
     retry_delay_s: float = 60.0
 
     def __post_init__(self) -> None:
-        ZoneInfo(self.timezone)
+        try:
+            ZoneInfo(self.timezone)
+        except (ZoneInfoNotFoundError, ValueError):
+            raise ValueError(f"timezone must be one like 'Europe/Berlin', got {self.timezone!r}") from None
         dt.date.fromisoformat(self.start_date)
         _check(len(self.cron.split()) == 5, f"cron needs five fields, got {self.cron!r}")
 

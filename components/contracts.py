@@ -105,8 +105,7 @@ class RunRef(Contract):
     """Folder that every worker sees: step outputs, checkpoints and caches live below it."""
 
     def __post_init__(self) -> None:
-        dt.date.fromisoformat(self.partition)
-        if len(self.partition) != 10:
+        if dt.date.fromisoformat(self.partition).isoformat() != self.partition:
             raise ValueError(f"partition must be YYYY-MM-DD, got {self.partition!r}")
 
     @property

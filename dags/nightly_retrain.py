@@ -106,7 +106,6 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
                 dvc_remote=paths.dvc_remote,
                 s3_endpoint_url=paths.s3_endpoint_url,
                 recipe=model.recipe,
-                mlflow=mlflow,
                 settings=config.fine_tune,
             )
         )

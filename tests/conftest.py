@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from components.airflow_env import airflow_environment, repository_root
 
 _HOME = Path(tempfile.mkdtemp(prefix="stlm-tests-home-"))
@@ -25,3 +27,11 @@ os.environ |= {
     "GIT_COMMITTER_EMAIL": "tests@example.com",
 }
 os.environ |= airflow_environment(_HOME / "airflow", repository_root() / "infra" / "quickstart.toml", scheduled=False)
+
+
+@pytest.fixture(scope="session")
+def airflow_database() -> None:
+    """Airflow's database of this test run."""
+    from airflow.utils.db import initdb
+
+    initdb()

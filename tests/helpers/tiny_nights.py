@@ -1,4 +1,4 @@
-"""A product that trains in seconds: 64x64 textures with bright scratches as defects, in the layouts of the real thing."""
+"""A product that trains in seconds: 64x64 textures with bright scratches as defects, laid out like the real thing."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +89,7 @@ class TinyWorld:
         for i in range(num_images):
             image = np.zeros((SIDE_PX, SIDE_PX), np.uint8) if dark else texture(seed * 1000 + i)
             Image.fromarray(image).save(folder / f"{i:03d}.png")
-        feed_from_folder(
-            sorted(folder.iterdir()), self.config.paths.landing, KEY, f"{night.replace('-', '')}-a", night
-        )
+        feed_from_folder(sorted(folder.iterdir()), self.config.paths.landing, KEY, f"{night.replace('-', '')}-a", night)
 
 
 def texture(seed: int) -> NDArray[np.uint8]:

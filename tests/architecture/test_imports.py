@@ -1,0 +1,49 @@
+"""Who may know whom is held by import-linter; here: what a fresh interpreter loads."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from components.airflow_env import repository_root
+
+ROOT = repository_root()
+HEAVY = ["airflow", "boto3", "dvc", "great_expectations", "mlflow", "numpy", "pandas", "PIL", "torch"]
+
+
+def _loaded(module: str) -> list[str]:
+    script = f"import json, sys, {module}; print(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
+    loaded: list[str] = json.loads(result.stdout)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "stlm",
+        "components",
+        "components.contracts",
+        "components.config",
+        "components._cli",
+        "components.errors",
+        "components.night_record",
+        "components.airflow_env",
+        "components.console",
+    ],
+)
+def test_what_starts_often_loads_nothing_heavy(module: str) -> None:
+    assert _loaded(module) == []
+
+
+def test_the_library_works_without_the_pipeline() -> None:
+    modules = sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / "stlm").rglob("*.py")
+        if path.name != "__init__.py" and path.name != "pyfunc.py"  # what MLflow loads may know MLflow
+    )
+    assert {"airflow", "boto3", "dvc", "great_expectations", "mlflow"}.isdisjoint(_loaded(", ".join(modules)))

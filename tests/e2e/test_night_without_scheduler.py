@@ -1,0 +1,100 @@
+"""Whole nights on a product that trains in seconds, through every real part but the scheduler."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from airflow.models.dagrun import DagRun
+from airflow.sdk import DAG
+
+from components.console._status import champion_of
+from components.console._workspace import open_workspace
+from components.night_record import StepRecord, read_night
+from tests.helpers.tiny_nights import NIGHTS, TinyWorld, make_tiny_world
+
+# What Airflow and the libraries it runs deprecate among themselves is theirs; each step's own tests are strict.
+pytestmark = pytest.mark.filterwarnings("default")
+
+RunNight = Callable[[TinyWorld, str], dict[str, str]]
+
+
+@pytest.fixture
+def run_night(airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> RunNight:
+    """Runs a night with ``dag.test()``; gives the state of every task, and of the run under the name "run"."""
+
+    def run(world: TinyWorld, night: str) -> dict[str, str]:
+        monkeypatch.setenv("STLM_CONFIG", str(world.config_path))
+        dag = _read_dag(world)
+        dag_run: DagRun = dag.test(run_conf={"partition": night})
+        states = {ti.task_id: str(ti.state) for ti in dag_run.get_task_instances()}
+        return states | {"run": str(dag_run.state)}
+
+    return run
+
+
+def _read_dag(world: TinyWorld) -> DAG:
+    from dags.nightly_retrain import nightly_retrain
+
+    return nightly_retrain(world.config, world.config.models[0])
+
+
+def _outputs(world: TinyWorld, night: str) -> dict[str, object]:
+    records: dict[str, StepRecord] = read_night(world.run(night))
+    return {step: record.outputs for step, record in records.items()}
+
+
+def test_a_night_goes_from_landing_to_champion_and_again_to_the_same_end(tmp_path: Path, run_night: RunNight) -> None:
+    world = make_tiny_world(tmp_path)
+    world.feed(NIGHTS[0])
+
+    states = run_night(world, NIGHTS[0])
+
+    assert set(states.values()) == {"success"}
+    first = _outputs(world, NIGHTS[0])
+    champion = champion_of(open_workspace(str(world.config_path), str(tmp_path / "state")), world.config.models[0])
+    assert champion is not None
+    assert champion.version == 1
+
+    assert set(run_night(world, NIGHTS[0]).values()) == {"success"}
+    assert _outputs(world, NIGHTS[0]) == first
+
+
+def test_a_night_with_nothing_new_succeeds_and_still_has_its_page(tmp_path: Path, run_night: RunNight) -> None:
+    world = make_tiny_world(tmp_path)
+
+    states = run_night(world, NIGHTS[0])
+
+    ran = {task for task, state in states.items() if state == "success"}
+    assert ran == {"collect", "report", "finish", "run"}
+    assert set(states.values()) == {"success", "skipped"}
+    page = read_night(world.run(NIGHTS[0]))["report"].outputs
+    assert page is not None
+    assert Path(page["page_path"]).exists()
+
+
+def test_a_failed_step_fails_the_night_and_the_page_names_it(tmp_path: Path, run_night: RunNight) -> None:
+    world = make_tiny_world(tmp_path)
+    world.feed(NIGHTS[0], dark=True)
+
+    states = run_night(world, NIGHTS[0])
+
+    assert states["run"] == states["validate"] == "failed"
+    assert states["report"] == "success"
+    assert {states[task] for task in ("fine_tune", "evaluate", "export", "gate", "promote", "finish")} == {
+        "upstream_failed"
+    }
+    records = read_night(world.run(NIGHTS[0]))
+    page = records["report"].outputs
+    assert page is not None
+    text = Path(page["page_path"]).read_text(encoding="utf-8")
+    assert "validate" in text
+    assert records["validate"].outcome == "FAILED"
+
+
+def test_a_run_that_names_no_night_or_none_that_exists_does_no_work(tmp_path: Path, run_night: RunNight) -> None:
+    world = make_tiny_world(tmp_path)
+
+    states = run_night(world, "yesterday")
+
+    assert states["run"] == "failed"
+    assert not (tmp_path / "work").exists()
