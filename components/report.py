@@ -70,6 +70,9 @@ _SAYS = {
 def report(inputs: ReportInputs) -> ReportRef:
     """Write the night's page and store it, with the night's figures, in the MLflow run.
 
+    Args:
+        inputs: Whatever the night produced.
+
     Returns:
         Where the page is, and its headline as ``summary``.
 
@@ -120,7 +123,7 @@ def _write_text(path: Path, text: str) -> None:
 
 def _context(inputs: ReportInputs, folder: Path, head: Headline, champion: Fact) -> dict[str, Any]:
     album = Album()
-    table = read_table(inputs)
+    table_path, table = read_table(inputs)
     metrics, problem = _evaluation_report(inputs)
     decision = inputs.decision
     scores, heat_maps = _pictures(inputs, metrics, album)
@@ -133,8 +136,8 @@ def _context(inputs: ReportInputs, folder: Path, head: Headline, champion: Fact)
         "comparison": compare(inputs, metrics, problem),
         "gate_note": "" if decision is not None else why_missing(inputs, "gate"),
         "reasons": [] if decision is None else [_reason(reason) for reason in decision.reasons],
-        "images": gather_images(inputs, table, folder),
-        "quarantine": gather_quarantine(inputs, table, album),
+        "images": gather_images(inputs, table, table_path, folder),
+        "quarantine": gather_quarantine(inputs, table, table_path, album),
         "training": _training(inputs),
         "scores": scores,
         "heat_maps": heat_maps,

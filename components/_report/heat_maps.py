@@ -124,6 +124,14 @@ class GoldenScores:
 def read_scores(scores_path: Path, golden: Path, thresholds: dict[str, float]) -> GoldenScores:
     """Load ``scores.npz`` and, beside it, ``maps.npz``.
 
+    Args:
+        scores_path: Layout as in ``components/evaluate.py``.
+        golden: The golden set, to which the stored paths are relative.
+        thresholds: Operating threshold per model.
+
+    Returns:
+        The arrays, checked to belong together.
+
     Raises:
         ValueError: A file is missing or lacks an array; the message names it.
     """
@@ -245,6 +253,9 @@ def gather_heat_maps(golden: GoldenScores, album: Album, max_pictures: int) -> H
         golden: Scores and maps.
         album: Encodes the pictures.
         max_pictures: Images per gallery.
+
+    Returns:
+        The section; its note says why something is missing.
     """
     if "candidate" not in golden.scores or max_pictures <= 0:
         return HeatMaps(note="No candidate scores, or no pictures were asked for.")

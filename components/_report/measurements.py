@@ -62,7 +62,13 @@ class Comparison:
 
 
 def read_json(path: str | Path) -> Any:
-    """Parsed JSON.
+    """Read a file that an earlier step wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Parsed JSON.
 
     Raises:
         ValueError: The file is missing or no JSON; the message names it.
@@ -90,6 +96,9 @@ def compare(inputs: ReportInputs, report: Mapping[str, Any] | None, problem: str
         inputs: The night.
         report: Evaluation's ``report.json``; ``None`` where it is missing.
         problem: Why it is missing, when evaluation did run.
+
+    Returns:
+        The section; its note says why something is missing.
     """
     if inputs.evaluation is None or report is None:
         return Comparison(note=problem or why_missing(inputs, "evaluate"))

@@ -77,6 +77,12 @@ class Album:
 def open_picture(path: Path) -> Image.Image:
     """Decode any image file for showing: RGB; deep greyscale is stretched to its own range.
 
+    Args:
+        path: The file; whatever is in it.
+
+    Returns:
+        An RGB picture.
+
     Raises:
         ValueError: The file is missing, too large to open safely, or no decodable image.
     """

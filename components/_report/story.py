@@ -85,6 +85,9 @@ def headline(inputs: ReportInputs, champion: Fact) -> Headline:
     Args:
         inputs: The night.
         champion: Who serves after it, from :func:`champion_now` or :func:`version_fact`.
+
+    Returns:
+        Badge and sentence.
     """
     promotion, decision = inputs.promotion, inputs.decision
     if promotion is not None and promotion.outcome in {"PROMOTED", "ALREADY_PROMOTED"}:
@@ -189,6 +192,9 @@ def lineage(inputs: ReportInputs, extra: dict[str, Any]) -> list[Fact]:
     Args:
         inputs: The night.
         extra: Further entries from the package's ``lineage.json``.
+
+    Returns:
+        Labelled values, the data first.
     """
     rows = [("Model key", inputs.run.key.slug), ("Night", inputs.run.partition)]
     if inputs.dataset is not None:

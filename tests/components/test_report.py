@@ -251,21 +251,27 @@ def test_a_night_without_new_images_says_so_and_keeps_what_is_waiting(root: Path
     assert "lot lot-c has no manifest.json yet" in text
 
 
-def test_a_night_whose_lots_were_all_rejected_says_so(root: Path) -> None:
+def test_a_night_that_validation_refused_shows_its_lots_and_pictures_all_the_same(root: Path) -> None:
     inputs = finished_night(root)
     assert inputs.validation is not None
     table = pd.read_parquet(inputs.validation.table_path)
-    table["accepted"] = False
-    table.to_parquet(inputs.validation.table_path)
-    validation = replace(
-        inputs.validation, num_accepted=0, num_quarantined=0, num_rejected=12, rejected_lots=("lot-a", "lot-b")
-    )
+    table = table.assign(accepted=False, rejected=True, reasons=table["reasons"] + ";lot rejected: quarantined share")
+    folder = inputs.run.run_dir / "validate" / "0123456789abcdef"
+    folder.mkdir()
+    table.to_parquet(folder / "images.parquet")
+    refused = _early(inputs, validation=None, failures=("validate: no image may be learnt from",))
 
-    text = _Page(page_of(_early(inputs, validation=validation))).text
+    page = page_of(refused)
+    text = _Page(page).text
 
-    assert "NOTHING ACCEPTED" in text
-    assert "rejected as a whole" in text
-    assert "Validation accepted no image, so the night ended there." in text
+    assert "FAILED validate: no image may be learnt from. There is no champion yet." in text
+    assert "lot-a 2026-11-03 6 0 0 6 lot rejected: quarantined share" in text
+    assert 'alt="lot-b/img_010.png"' in page
+    assert "validate/0123456789abcdef/data_docs/index.html" in page
+
+
+def test_a_double_is_shown_with_its_original(root: Path) -> None:
+    assert "near_duplicate of 2026-11-02/lot-x/img_004.png" in _Page(page_of(finished_night(root))).text
 
 
 def test_a_failed_step_is_named_with_its_message_where_its_part_would_be(root: Path) -> None:

@@ -75,6 +75,8 @@ def _validated(run: RunRef, names: Sequence[str], quarantined: dict[str, str], c
             "lot": "lot-a" if index < len(names) // 2 else "lot-b",
             "name": name,
             "accepted": name not in quarantined,
+            "rejected": False,
+            "double_of": "2026-11-02/lot-x/img_004.png" if "duplicate" in quarantined.get(name, "") else None,
             "reasons": quarantined.get(name, ""),
         }
         for index, name in enumerate(names)
