@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from stlm.data.transforms import preprocess, read_image
 from stlm.errors import DataError
 
-__all__ = ["outlier_limit", "outlier_scores", "patch_features"]
+__all__ = ["MIN_IMAGES", "outlier_limit", "outlier_scores", "patch_features"]
 
 _GRID = 16
 """Patches along each side of the picture."""
@@ -27,7 +27,7 @@ _RADIUS = 1
 _WORST_PATCHES = 3
 _MAX_REFERENCES = 256
 """Images that each is compared with: cost grows with the batch, not with its square."""
-_MIN_IMAGES = 8
+MIN_IMAGES = 8
 _MAD_TO_SIGMA = 1.4826
 
 
@@ -77,8 +77,8 @@ def outlier_scores(features: Tensor, *, seed: int = 0) -> NDArray[np.float64]:
         DataError: There are fewer than eight images.
     """
     num, height, width, channels = features.shape
-    if num < _MIN_IMAGES:
-        raise DataError(f"outliers need at least {_MIN_IMAGES} images, got {num}")
+    if num < MIN_IMAGES:
+        raise DataError(f"outliers need at least {MIN_IMAGES} images, got {num}")
     flat = features.reshape(-1, channels)
     scaled = (features - flat.mean(0)) / (flat.std(0) + 1e-6)
     references = _references(num, seed)

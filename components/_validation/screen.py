@@ -1,0 +1,92 @@
+"""Defective parts among the supposed normals: by the champion, or, without one, as outliers of their own night."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from components.config import ValidateSettings
+from components.contracts import ModelRef
+from components.errors import InputError
+from stlm.data.transforms import read_image
+from stlm.errors import WeightsError
+from stlm.nn.lite0 import build_lite0_trunk
+from stlm.screening import MIN_IMAGES, outlier_limit, outlier_scores, patch_features
+from stlm.serving.predictor import TorchPredictor
+
+__all__ = ["screen"]
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 32
+_TRUNK_SIZE = (256, 256)
+
+
+def screen(images: pd.DataFrame, folder: Path, champion: ModelRef | None, settings: ValidateSettings) -> pd.DataFrame:
+    """Score images that have passed everything else.
+
+    An image must be anomalous to the champion *and* stand out from its own night: the first alone would lose the
+    champion's share of false alarms every night, and more as the light drifts.
+
+    Args:
+        images: Columns ``lot`` and ``name``.
+        folder: ``<folder>/<lot>/<name>`` are the files.
+        champion: The model that screens; ``None`` before there is one.
+        settings: The limits.
+
+    Returns:
+        Columns ``screened_by`` (``champion``, ``outliers``, ``outliers (drift)`` or ``nothing: too few images``),
+        ``screen_score``, ``screen_limit``, ``champion_excess`` and ``outlier_excess`` (positive where above the
+        limit); rows as in ``images``.
+
+    Raises:
+        InputError: The champion's package, or the trunk's weights, cannot be loaded.
+    """
+    paths = [folder / lot / name for lot, name in zip(images["lot"], images["name"], strict=True)]
+    if len(paths) < MIN_IMAGES:
+        logger.warning("screening: %d images are too few to tell an outlier", len(paths))
+        nothing = np.full(len(paths), np.nan)
+        return _table(images, "nothing: too few images", nothing, np.nan)
+    try:
+        if champion is None:
+            return _outliers(images, paths, settings, "outliers")
+        predictor = TorchPredictor(champion.package_dir)
+        scores = _champion_scores(predictor, paths)
+        share = float(np.mean(scores > predictor.threshold))
+        if share > settings.screen_drift_share:
+            logger.warning("screening: champion alarms on %.0f %% of the night: drift, not defects", 100 * share)
+            return _outliers(images, paths, settings, "outliers (drift)")
+    except WeightsError as error:
+        raise InputError(f"screening: {error}") from error
+    limit = max(predictor.threshold, outlier_limit(scores, settings.screen_deviations))
+    return _table(images, "champion", scores, limit)
+
+
+def _champion_scores(predictor: TorchPredictor, paths: list[Path]) -> NDArray[np.float64]:
+    scores: list[float] = []
+    for start in range(0, len(paths), _CHUNK):
+        pictures = [read_image(path) for path in paths[start : start + _CHUNK]]
+        scores += [prediction.score for prediction in predictor.predict(pictures)]
+    return np.asarray(scores, dtype=np.float64)
+
+
+def _outliers(images: pd.DataFrame, paths: list[Path], settings: ValidateSettings, who: str) -> pd.DataFrame:
+    scores = outlier_scores(patch_features(build_lite0_trunk(), paths, image_size=_TRUNK_SIZE))
+    return _table(images, who, scores, outlier_limit(scores, settings.screen_deviations))
+
+
+def _table(images: pd.DataFrame, who: str, scores: NDArray[np.float64], limit: float) -> pd.DataFrame:
+    nothing = np.full(len(scores), np.nan)
+    excess = scores - limit
+    return pd.DataFrame(
+        {
+            "screened_by": who,
+            "screen_score": scores,
+            "screen_limit": limit,
+            "champion_excess": excess if who == "champion" else nothing,
+            "outlier_excess": excess if who.startswith("outliers") else nothing,
+        },
+        index=images.index,
+    )
