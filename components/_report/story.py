@@ -68,6 +68,9 @@ def _first_objection(inputs: ReportInputs) -> str:
 def _promoted(inputs: ReportInputs) -> Headline:
     promotion, decision = inputs.promotion, inputs.decision
     assert promotion is not None
+    if promotion.version != promotion.champion_version:
+        why = f"Version {promotion.version} was promoted before; the champion is version {promotion.champion_version}."
+        return Headline(tone="calm", badge="ALREADY PROMOTED", sentence=why)
     if promotion.previous_version is None or (decision is not None and decision.bootstrap):
         why = "It is the first model of this key and was judged by the floors alone."
     else:
@@ -100,7 +103,7 @@ def headline(inputs: ReportInputs, champion: Fact) -> Headline:
         badge = promotion.outcome.replace("_", " ")
         return Headline(tone="warn", badge=badge, sentence=f"{_sentence(detail)} {rest}")
     if decision is not None:
-        tone: Tone = "warn" if decision.verdict is Verdict.INCONCLUSIVE else "bad"
+        tone: Tone = "bad" if decision.verdict in {Verdict.REJECT, Verdict.ERROR} else "warn"
         badges = {Verdict.REJECT: "REJECTED", Verdict.PROMOTE: "NOT PROMOTED"}
         badge = badges.get(decision.verdict, decision.verdict.value)
         why = _first_objection(inputs) or (promotion.detail if promotion is not None else "The candidate was refused.")
@@ -129,7 +132,7 @@ def champion_now(inputs: ReportInputs) -> Fact | None:
     promotion, validation = inputs.promotion, inputs.validation
     if promotion is not None:
         now, before = promotion.champion_version, promotion.previous_version
-        if promotion.outcome in {"PROMOTED", "ALREADY_PROMOTED"}:
+        if now is not None and now == promotion.version:
             return version_fact(now, note="the first" if before is None else f"was v{before}")
         return version_fact(now)
     if validation is not None:

@@ -314,6 +314,21 @@ def test_a_refused_candidate_is_told_with_the_rule_that_refused_it(
     assert "v2 unchanged" in text
 
 
+def test_a_version_that_waits_for_approval_and_one_that_was_replaced_since_are_not_called_champion(root: Path) -> None:
+    inputs = finished_night(root)
+    assert inputs.promotion is not None
+    detail = "version 3 is registered and waits for approval"
+    waiting = replace(inputs.promotion, outcome="REFUSED", champion_version=2, previous_version=1, detail=detail)
+    replaced = replace(inputs.promotion, outcome="ALREADY_PROMOTED", champion_version=5, previous_version=4)
+
+    first, second = report(replace(inputs, promotion=waiting)), report(replace(inputs, promotion=replaced))
+
+    assert first.summary["badge"] == "NOT PROMOTED"
+    assert first.summary["sentence"] == f"{detail}. The champion is untouched."
+    assert second.summary["sentence"] == "Version 3 was promoted before; the champion is version 5."
+    assert "Champion now v5 unchanged" in _Page(Path(second.page_path).read_text(encoding="utf-8")).text
+
+
 def test_the_first_model_is_told_as_such_and_has_no_champion_column(root: Path) -> None:
     inputs = finished_night(root)
     assert inputs.evaluation is not None
