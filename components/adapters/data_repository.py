@@ -189,8 +189,8 @@ class DataRepository:
         self._git.restore(f"{_ROOT}.dvc")  # a crashed attempt may have left its own
         shutil.rmtree(self._path / _ROOT, ignore_errors=True)
         for name, (source, sha256) in files.items():
-            if not _copy_checked(source, folder / name, "sha256", sha256):
-                raise InputError(f"{source} has changed since it was collected, expected sha256 {sha256}")
+            if not source.is_file() or not _copy_checked(source, folder / name, "sha256", sha256):
+                raise InputError(f"{source} is gone or has changed since it was collected, expected sha256 {sha256}")
         with self._open(self._path) as repo:
             tree = self._dvc_add(repo, folder)
             added = _entries(tree, path)
