@@ -1,0 +1,258 @@
+"""Only what the gate blessed takes over, byte for byte, and doing it again changes nothing."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from components.adapters.registry import open_registry
+from components.adapters.tracking import open_run
+from components.config import MlflowSettings, PromoteSettings
+from components.contracts import (
+    CandidateRef,
+    DatasetRef,
+    EvaluationRef,
+    GateDecision,
+    Reason,
+    ValidationRef,
+    Verdict,
+)
+from components.errors import InputError, TransientError
+from components.promote import PromoteInputs, promote
+from stlm.serving.package import seal_package
+from stlm.serving.predictor import OnnxPredictor
+from tests.helpers.model_package import KEY, new_mlflow, night, write_package
+
+NAME = KEY.registered_model
+
+
+@pytest.fixture
+def mlflow(tmp_path: Path) -> MlflowSettings:
+    return new_mlflow(tmp_path / "mlflow")
+
+
+@pytest.fixture
+def client(mlflow: MlflowSettings) -> MlflowClient:
+    return MlflowClient(tracking_uri=mlflow.tracking_uri, registry_uri=mlflow.tracking_uri)
+
+
+def inputs_for(
+    tmp_path: Path,
+    mlflow: MlflowSettings,
+    *,
+    seed: int = 0,
+    champion: int | None = None,
+    verdict: Verdict = Verdict.PROMOTE,
+) -> PromoteInputs:
+    package = write_package(tmp_path / f"package-{seed}", seed=seed)
+    refused = Reason(rule="floor", verdict=verdict, detail="image_auroc 0.61 is below 0.70")
+    evaluation = EvaluationRef(
+        report_path="",
+        scores_path="",
+        digest="e" * 64,
+        golden_digest="f" * 64,
+        candidate_key=package.candidate_key,
+        champion_version=champion,
+        synthetic_pixels=True,
+        metrics={"image_auroc": 0.9},
+        champion_metrics={},
+    )
+    return PromoteInputs(
+        run=night(tmp_path / "work", f"2026-11-0{seed + 1}"),
+        package=package,
+        decision=GateDecision(
+            verdict=verdict,
+            reasons=(Reason(rule="parity", verdict=Verdict.PROMOTE, detail="parity holds"), refused),
+            candidate_key=package.candidate_key,
+            champion_version=champion,
+            bootstrap=champion is None,
+            evaluation_digest=evaluation.digest,
+            package_digest=package.digest,
+        ),
+        dataset=DatasetRef(
+            repo="",
+            revision="a" * 40,
+            tag="night/cells.line1.cam1/2026-11-01",
+            dvc_md5="b" * 32,
+            path="",
+            digest="",
+            num_images=40,
+        ),
+        validation=ValidationRef(
+            table_path="",
+            docs_path="",
+            digest="d" * 64,
+            num_accepted=40,
+            num_quarantined=0,
+            num_rejected=0,
+            rejected_lots=(),
+            reasons={},
+            champion=None,
+        ),
+        evaluation=evaluation,
+        candidate=CandidateRef(
+            package_dir="",
+            candidate_key=package.candidate_key,
+            weights_sha256="9" * 64,
+            parent_version=champion,
+            num_steps=1,
+            num_new_images=40,
+            num_replay_images=0,
+            training_seconds=1.0,
+            curves_path="",
+        ),
+        mlflow=mlflow,
+        settings=PromoteSettings(),
+    )
+
+
+def test_the_first_blessed_candidate_becomes_champion_with_its_whole_story(
+    tmp_path: Path, mlflow: MlflowSettings, client: MlflowClient
+) -> None:
+    inputs = inputs_for(tmp_path, mlflow)
+
+    outcome = promote(inputs)
+
+    assert (outcome.outcome, outcome.version, outcome.champion_version) == ("PROMOTED", 1, 1)
+    champion = open_registry(mlflow, inputs.run).champion(KEY)
+    assert champion is not None
+    assert champion.candidate_key == inputs.package.candidate_key
+    assert OnnxPredictor(champion.package_dir).threshold == 0.5
+    tags = client.get_model_version(NAME, "1").tags
+    assert tags["stlm.data_revision"] == "a" * 40
+    assert tags["stlm.dvc_md5"] == "b" * 32
+    assert tags["stlm.partition"] == tags["stlm.promoted_at_partition"] == "2026-11-01"
+    assert tags["stlm.evaluation_digest"] == "e" * 64
+    assert tags["stlm.verdict"] == "PROMOTE"
+    assert float(tags["stlm.threshold"]) == 0.5
+    run = client.get_run(open_run(mlflow, inputs.run))
+    assert run.data.tags["stlm.promotion"] == "PROMOTED"
+    assert client.get_model_version(NAME, "1").run_id == run.info.run_id
+
+
+def test_promoting_again_after_a_clear_ends_in_the_same_state(
+    tmp_path: Path, mlflow: MlflowSettings, client: MlflowClient
+) -> None:
+    first_night = inputs_for(tmp_path, mlflow)
+    promote(first_night)
+    second_night = inputs_for(tmp_path, mlflow, seed=1, champion=1)
+
+    outcomes = [promote(second_night).outcome, promote(second_night).outcome, promote(first_night).outcome]
+
+    assert outcomes == ["PROMOTED", "ALREADY_PROMOTED", "ALREADY_PROMOTED"]
+    assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
+    aliases = client.get_registered_model(NAME).aliases
+    assert {alias: int(version) for alias, version in aliases.items()} == {"champion": 2, "previous": 1}
+
+
+@pytest.mark.parametrize("verdict", [Verdict.REJECT, Verdict.INCONCLUSIVE, Verdict.ERROR])
+def test_without_a_blessing_nothing_is_registered_and_the_step_succeeds(
+    tmp_path: Path, mlflow: MlflowSettings, client: MlflowClient, verdict: Verdict
+) -> None:
+    inputs = inputs_for(tmp_path, mlflow, verdict=verdict)
+
+    outcome = promote(inputs)
+
+    assert (outcome.outcome, outcome.version, outcome.champion_version) == ("REFUSED", None, None)
+    assert outcome.detail == f"verdict {verdict.value}: image_auroc 0.61 is below 0.70"
+    assert client.search_registered_models() == []
+    assert client.get_run(open_run(mlflow, inputs.run)).data.tags["stlm.verdict"] == verdict.value
+
+
+def test_a_refused_night_names_the_champion_that_stays(tmp_path: Path, mlflow: MlflowSettings) -> None:
+    promote(inputs_for(tmp_path, mlflow))
+
+    outcome = promote(inputs_for(tmp_path, mlflow, seed=1, champion=1, verdict=Verdict.REJECT))
+
+    assert (outcome.outcome, outcome.champion_version) == ("REFUSED", 1)
+
+
+def test_a_verdict_against_a_former_champion_moves_nothing(tmp_path: Path, mlflow: MlflowSettings) -> None:
+    promote(inputs_for(tmp_path, mlflow))
+
+    outcome = promote(inputs_for(tmp_path, mlflow, seed=1, champion=None))
+
+    assert (outcome.outcome, outcome.version, outcome.champion_version) == ("STALE_DECISION", 2, 1)
+
+
+def test_a_frozen_key_keeps_its_champion(tmp_path: Path, mlflow: MlflowSettings) -> None:
+    first = inputs_for(tmp_path, mlflow)
+    promote(first)
+    open_registry(mlflow, first.run).freeze(KEY, "line is being rebuilt")
+
+    outcome = promote(inputs_for(tmp_path, mlflow, seed=1, champion=1))
+
+    assert (outcome.outcome, outcome.version, outcome.champion_version) == ("FROZEN", 2, 1)
+    assert "line is being rebuilt" in outcome.detail
+
+
+def test_where_approval_is_required_the_version_waits(tmp_path: Path, mlflow: MlflowSettings) -> None:
+    inputs = dataclasses.replace(inputs_for(tmp_path, mlflow), settings=PromoteSettings(require_approval=True))
+
+    outcome = promote(inputs)
+
+    assert (outcome.outcome, outcome.version, outcome.champion_version) == ("REFUSED", 1, None)
+    assert "waits for approval" in outcome.detail
+
+
+@pytest.mark.parametrize(
+    ("field", "complaint"),
+    [
+        ("candidate_key", r"candidate is \w+, judged was 0{64}"),
+        ("evaluation_digest", r"evaluation is e{64}, judged was 0{64}"),
+        ("package_digest", r"package is \w+, judged was 0{64}"),
+    ],
+)
+def test_a_verdict_about_something_else_is_bad_input(
+    tmp_path: Path, mlflow: MlflowSettings, field: str, complaint: str
+) -> None:
+    inputs = inputs_for(tmp_path, mlflow)
+    decision = dataclasses.replace(inputs.decision, **{field: "0" * 64})
+
+    with pytest.raises(InputError, match=complaint):
+        promote(dataclasses.replace(inputs, decision=decision))
+
+
+def test_a_package_altered_after_the_verdict_is_bad_input(
+    tmp_path: Path, mlflow: MlflowSettings, client: MlflowClient
+) -> None:
+    inputs = inputs_for(tmp_path, mlflow)
+    (Path(inputs.package.package_dir) / "calibration.json").write_text("{}")
+
+    with pytest.raises(InputError, match=r"calibration.json is altered"):
+        promote(inputs)
+    assert client.search_registered_models() == []
+
+
+def test_a_package_resealed_after_the_verdict_is_bad_input(tmp_path: Path, mlflow: MlflowSettings) -> None:
+    inputs = inputs_for(tmp_path, mlflow)
+    (Path(inputs.package.package_dir) / "lineage.json").write_text('{"forged": true}')
+    digest = seal_package(Path(inputs.package.package_dir))
+
+    with pytest.raises(InputError, match=rf"has digest {digest}, expected"):
+        promote(inputs)
+
+
+def test_a_package_that_does_not_load_in_a_clean_process_is_not_registered(
+    tmp_path: Path, mlflow: MlflowSettings, client: MlflowClient
+) -> None:
+    inputs = inputs_for(tmp_path, mlflow)
+    (Path(inputs.package.package_dir) / "model.onnx").write_bytes(b"no graph")
+    digest = seal_package(Path(inputs.package.package_dir))
+    inputs = dataclasses.replace(
+        inputs,
+        package=dataclasses.replace(inputs.package, digest=digest),
+        decision=dataclasses.replace(inputs.decision, package_digest=digest),
+    )
+
+    with pytest.raises(InputError, match=r"does not load in a clean process: .*model.onnx"):
+        promote(inputs)
+    assert client.search_registered_models() == []
+
+
+def test_an_unreachable_registry_is_worth_a_retry(tmp_path: Path) -> None:
+    nowhere = MlflowSettings(tracking_uri="http://127.0.0.1:9", artifact_root=str(tmp_path))
+
+    with pytest.raises(TransientError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
+        promote(inputs_for(tmp_path, nowhere))
