@@ -142,6 +142,9 @@ class _Taken(Contract):
 def collect(inputs: CollectInputs) -> CollectOutputs:
     """Take the night's complete lots out of the landing zone.
 
+    Args:
+        inputs: Which night, and where its images land.
+
     Returns:
         The batch and what was left behind; ``NOTHING_NEW`` without a batch where no lot is ready. A night that took
         something gives the same outputs for ever; one that found nothing looks again when it is asked again.

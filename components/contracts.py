@@ -66,9 +66,7 @@ class ModelKey(Contract):
         for name in ("product", "line", "camera"):
             value = getattr(self, name)
             if not _SLUG.fullmatch(value):
-                raise ValueError(
-                    f"{name} must be lower-case letters, digits, '-' or '_', got {value!r}"
-                )
+                raise ValueError(f"{name} must be lower-case letters, digits, '-' or '_', got {value!r}")
 
     @property
     def slug(self) -> str:
@@ -148,7 +146,8 @@ class DatasetRef(Contract):
     dvc_md5: str
     """md5 of the tracked ``data/`` folder at that commit, as in ``data.dvc``."""
     path: str
-    """Folder of the partition inside the repository: ``data/<key.path>/<partition>``; lots are its sub-folders."""
+    """Folder of the partition inside the repository: ``data/<key.path>/<partition>``; lots are its sub-folders, and
+    ``manifest.json`` beside them is the batch manifest."""
     digest: str
     """The batch digest that was versioned."""
     num_images: int
@@ -280,9 +279,7 @@ class GateDecision(Contract):
 class PromotionRef(Contract):
     """What the registry looks like afterwards."""
 
-    outcome: typing.Literal[
-        "PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "FROZEN"
-    ]
+    outcome: typing.Literal["PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "FROZEN"]
     name: str
     version: int | None
     """The candidate's version, ``None`` when it was refused and not registered."""

@@ -29,6 +29,9 @@ class VersionInputs(Contract):
 def version(inputs: VersionInputs) -> DatasetRef:
     """Add the night's batch to the data repository, push it to the remote, commit and tag it.
 
+    Args:
+        inputs: The batch, and where it is kept.
+
     Returns:
         The night's place and revision; the same batch again gives the same reference.
 

@@ -108,6 +108,10 @@ class Git:
 
         A tag on a commit that is not in the branch is what a lost race left behind, and is moved.
 
+        Args:
+            name: The tag of the first revision.
+            commit: Full commit id; in the branch.
+
         Returns:
             The tag; the one the commit has already, if so.
         """
@@ -151,10 +155,14 @@ class Git:
         self._run("reset", "-q", "--hard", tip)
 
     def publish(self, tag: str) -> bool:
-        """Push branch and tag to ``origin``, both or neither; True where there is none.
+        """Push branch and tag to ``origin``, both or neither.
+
+        Args:
+            tag: A tag of ours.
 
         Returns:
-            False where the origin has moved, so that the commit must be made anew on top of it.
+            True when they are there, or there is no origin; False where the origin has moved, so that the commit must
+            be made anew on top of it.
 
         Raises:
             TransientError: The origin cannot be reached.

@@ -70,6 +70,10 @@ class DataRepository:
         The same batch again is the same reference; a changed batch of the same night becomes a new revision, and the
         old one keeps its tag.
 
+        Args:
+            run: Which night.
+            batch: What was collected.
+
         Returns:
             Where the night lies, and at which revision.
 

@@ -85,6 +85,9 @@ def open_storage(uri: str, *, endpoint_url: str = "") -> Storage:
         uri: A folder (``/folder`` or ``file:///folder``) or ``s3://bucket/prefix``.
         endpoint_url: Server of an ``s3://`` store that is not AWS; empty for AWS.
 
+    Returns:
+        The store; nothing is read yet.
+
     Raises:
         InputError: The address is of another kind.
     """
