@@ -85,6 +85,8 @@ def airflow_environment(home: Path, config: Path, *, api_port: int = 8080, sched
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 60,
         "DAG_PROCESSOR__REFRESH_INTERVAL": 60,
         "LOGGING__BASE_LOG_FOLDER": home / "logs",
+        # Great Expectations logs 250 lines about itself when it is imported.
+        "LOGGING__NAMESPACE_LEVELS": "great_expectations=WARNING alembic=WARNING",
         "LOGGING__DAG_PROCESSOR_CHILD_PROCESS_LOG_DIRECTORY": home / "logs" / "dag_processor",
     }
     variables = {f"AIRFLOW__{name}": str(value) for name, value in settings.items()}

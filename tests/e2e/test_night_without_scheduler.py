@@ -6,23 +6,25 @@ from pathlib import Path
 import pytest
 from airflow.models.dagrun import DagRun
 from airflow.sdk import DAG
+from airflow.sdk.exceptions import ParamValidationError
 
 from components.console._status import champion_of
 from components.console._workspace import open_workspace
 from components.night_record import StepRecord, read_night
+from tests.helpers.model_package import new_mlflow
 from tests.helpers.tiny_nights import NIGHTS, TinyWorld, make_tiny_world
 
 # What Airflow and the libraries it runs deprecate among themselves is theirs; each step's own tests are strict.
 pytestmark = pytest.mark.filterwarnings("default")
 
-RunNight = Callable[[TinyWorld, str], dict[str, str]]
+RunNight = Callable[[TinyWorld, str | None], dict[str, str]]
 
 
 @pytest.fixture
 def run_night(airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> RunNight:
     """Runs a night with ``dag.test()``; gives the state of every task, and of the run under the name "run"."""
 
-    def run(world: TinyWorld, night: str) -> dict[str, str]:
+    def run(world: TinyWorld, night: str | None) -> dict[str, str]:
         monkeypatch.setenv("STLM_CONFIG", str(world.config_path))
         dag = _read_dag(world)
         dag_run: DagRun = dag.test(run_conf={"partition": night})
@@ -30,6 +32,11 @@ def run_night(airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> RunNig
         return states | {"run": str(dag_run.state)}
 
     return run
+
+
+def _new_world(root: Path) -> TinyWorld:
+    new_mlflow(root / "mlflow")
+    return make_tiny_world(root)
 
 
 def _read_dag(world: TinyWorld) -> DAG:
@@ -44,7 +51,7 @@ def _outputs(world: TinyWorld, night: str) -> dict[str, object]:
 
 
 def test_a_night_goes_from_landing_to_champion_and_again_to_the_same_end(tmp_path: Path, run_night: RunNight) -> None:
-    world = make_tiny_world(tmp_path)
+    world = _new_world(tmp_path)
     world.feed(NIGHTS[0])
 
     states = run_night(world, NIGHTS[0])
@@ -60,7 +67,7 @@ def test_a_night_goes_from_landing_to_champion_and_again_to_the_same_end(tmp_pat
 
 
 def test_a_night_with_nothing_new_succeeds_and_still_has_its_page(tmp_path: Path, run_night: RunNight) -> None:
-    world = make_tiny_world(tmp_path)
+    world = _new_world(tmp_path)
 
     states = run_night(world, NIGHTS[0])
 
@@ -73,7 +80,7 @@ def test_a_night_with_nothing_new_succeeds_and_still_has_its_page(tmp_path: Path
 
 
 def test_a_failed_step_fails_the_night_and_the_page_names_it(tmp_path: Path, run_night: RunNight) -> None:
-    world = make_tiny_world(tmp_path)
+    world = _new_world(tmp_path)
     world.feed(NIGHTS[0], dark=True)
 
     states = run_night(world, NIGHTS[0])
@@ -91,10 +98,13 @@ def test_a_failed_step_fails_the_night_and_the_page_names_it(tmp_path: Path, run
     assert records["validate"].outcome == "FAILED"
 
 
-def test_a_run_that_names_no_night_or_none_that_exists_does_no_work(tmp_path: Path, run_night: RunNight) -> None:
-    world = make_tiny_world(tmp_path)
+def test_a_night_that_is_no_date_starts_no_task(tmp_path: Path, run_night: RunNight) -> None:
+    with pytest.raises(ParamValidationError, match="'yesterday' is not a 'date'"):
+        run_night(_new_world(tmp_path), "yesterday")
+    assert not (tmp_path / "work").exists()
 
-    states = run_night(world, "yesterday")
 
-    assert states["run"] == "failed"
+def test_a_run_that_names_no_night_fails_without_asking_the_clock(tmp_path: Path, run_night: RunNight) -> None:
+    states = run_night(_new_world(tmp_path), None)
+    assert (states["run"], states["collect"]) == ("failed", "failed")
     assert not (tmp_path / "work").exists()

@@ -53,6 +53,7 @@ num_synthetic = 4
 
 [export]
 parity_images = 4
+max_score_difference = 0.1
 
 [gate]
 bootstrap_samples = 200
