@@ -315,4 +315,6 @@ class S3Storage:
             if isinstance(content, bytes):
                 self._client.put_object(Bucket=self._bucket, Key=key, Body=content)
             else:
-                self._client.upload_file(str(content), self._bucket, key)
+                # Not upload_file(): it wraps what went wrong so that wrong and unreachable look alike.
+                with content.open("rb") as file:
+                    self._client.upload_fileobj(file, self._bucket, key)

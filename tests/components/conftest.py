@@ -26,6 +26,6 @@ _numbers = itertools.count()
 
 
 @pytest.fixture
-def new_bucket(s3: S3Server) -> Callable[[], str]:
-    """Makes empty buckets; gives ``s3://<name>``."""
-    return lambda: s3.make_bucket(f"bucket-{next(_numbers)}")
+def new_store(s3: S3Server) -> Callable[[], str]:
+    """Gives empty places in a bucket: ``s3://<bucket>/<number>``."""
+    return lambda: f"s3://{s3.ready_bucket}/{next(_numbers)}"

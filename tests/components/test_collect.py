@@ -305,10 +305,10 @@ def test_a_crash_at_any_change_of_the_file_system_leads_to_the_same_end(plant: P
     assert number > 10
 
 
-def test_a_bucket_gives_the_same_batch_as_a_folder(plant: Plant, s3: S3Server, new_bucket: Callable[[], str]) -> None:
+def test_a_bucket_gives_the_same_batch_as_a_folder(plant: Plant, s3: S3Server, new_store: Callable[[], str]) -> None:
     plant.deliver("lot-a", "2026-11-01", "1.png", "2.png")
     local = plant.collect("2026-11-01")
-    landing = f"{new_bucket()}/landing"
+    landing = f"{new_store()}/landing"
     source = sorted((plant.folder / "source" / "lot-a").iterdir())
     feed_from_folder(source, landing, KEY, "lot-a", "2026-11-01", s3_endpoint_url=s3.endpoint_url)
     run = replace(plant.inputs("2026-11-01").run, work_dir=str(plant.folder / "work-s3"))

@@ -368,8 +368,8 @@ def test_a_lost_race_for_the_origin_is_run_again_on_top_of_the_winner(tmp_path: 
     assert len(contents(tmp_path / "out")) == 3 * 7
 
 
-def test_the_remote_may_be_a_bucket(s3: S3Server, new_bucket: Callable[[], str], tmp_path: Path) -> None:
-    repository = DataRepository(tmp_path / "repo", f"{new_bucket()}/dvc", s3.endpoint_url)
+def test_the_remote_may_be_a_bucket(s3: S3Server, new_store: Callable[[], str], tmp_path: Path) -> None:
+    repository = DataRepository(tmp_path / "repo", f"{new_store()}/dvc", s3.endpoint_url)
     run, batch = night(tmp_path / "in", "2026-11-01")
     reference = repository.add_partition(run, batch)
     forget_cache(tmp_path / "repo")
@@ -381,10 +381,10 @@ def test_the_remote_may_be_a_bucket(s3: S3Server, new_bucket: Callable[[], str],
 
 
 def test_a_remote_that_does_not_answer_is_worth_another_try(
-    s3: S3Server, new_bucket: Callable[[], str], tmp_path: Path
+    s3: S3Server, new_store: Callable[[], str], tmp_path: Path
 ) -> None:
     run, batch = night(tmp_path / "in", "2026-11-01")
-    remote = f"{new_bucket()}/dvc"
+    remote = f"{new_store()}/dvc"
     port = int(s3.endpoint_url.rsplit(":", 1)[1])
     nowhere = f"http://127.0.0.1:{port + 1}"
     with pytest.raises(TransientError, match=nowhere):

@@ -178,8 +178,8 @@ def test_a_night_that_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
         feed_from_folder([], str(tmp_path / "landing"), KEY, "../lot", "2026-11-01")
 
 
-def test_a_night_can_be_delivered_into_a_bucket(data: Path, s3: S3Server, new_bucket: Callable[[], str]) -> None:
-    bucket = new_bucket()
+def test_a_night_can_be_delivered_into_a_bucket(data: Path, s3: S3Server, new_store: Callable[[], str]) -> None:
+    bucket = new_store()
     feed_landing(data / "landing", bucket, KEY, NIGHTS[1], s3_endpoint_url=s3.endpoint_url)
     storage = open_storage(bucket, endpoint_url=s3.endpoint_url)
     assert len(storage.files(KEY.path)) == 86 + 2

@@ -17,8 +17,8 @@ from tests.helpers.s3_server import S3Server
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "s3://":
         server: S3Server = request.getfixturevalue("s3")
-        new_bucket: Callable[[], str] = request.getfixturevalue("new_bucket")
-        return open_storage(f"{new_bucket()}/some/prefix", endpoint_url=server.endpoint_url)
+        new_store: Callable[[], str] = request.getfixturevalue("new_store")
+        return open_storage(f"{new_store()}/some/prefix", endpoint_url=server.endpoint_url)
     (tmp_path / "store").mkdir()
     return open_storage(str(tmp_path / "store") if request.param == "folder" else (tmp_path / "store").as_uri())
 
@@ -116,11 +116,11 @@ def test_a_server_that_does_not_answer_is_named_and_soon_given_up(monkeypatch: p
 
 
 def test_a_missing_bucket_and_wrong_credentials_are_errors_for_good(
-    s3: S3Server, new_bucket: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, new_store: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match="no-such-bucket"):
         open_storage("s3://no-such-bucket", endpoint_url=s3.endpoint_url).folders()
-    bucket = new_bucket()
+    bucket = new_store()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(InputError, match=bucket):
         open_storage(bucket, endpoint_url=s3.endpoint_url).folders()

@@ -32,6 +32,8 @@ class S3Server:
     endpoint_url: str
     access_key: str
     secret_key: str
+    ready_bucket: str = "ready"
+    """A bucket that is there from the start; making one takes the server a second."""
 
     def environment(self) -> dict[str, str]:
         """What a client process needs in its environment."""
@@ -85,8 +87,9 @@ def _wait_ready(process: subprocess.Popen[bytes], server: S3Server, log: Path) -
         if process.poll() is not None:
             break
         try:
-            client.create_bucket(Bucket="ready")
-            client.put_object(Bucket="ready", Key="probe", Body=b"probe")
+            with contextlib.suppress(ClientError):  # made already, by a round whose put came too early
+                client.create_bucket(Bucket=server.ready_bucket)
+            client.put_object(Bucket=server.ready_bucket, Key="probe", Body=b"probe")
         except (BotoCoreError, ClientError):
             time.sleep(0.2)
         else:
@@ -136,7 +139,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}",
         f"-s3.config={folder / 's3.json'}", "-s3.ip.bind=" + _HOST, "-s3.iam=false",
         "-s3.port.iceberg=0", "-s3.port.lance=0",
-        "-master.volumeSizeLimitMB=64", "-volume.max=40", "-master.telemetry=false",
+        "-master.volumeSizeLimitMB=64", "-volume.max=400", "-master.telemetry=false",
         f"-filer.localSocket={folder / 'filer.sock'}", f"-s3.localSocket={folder / 's3.sock'}",
     ]  # fmt: skip
     with log.open("wb") as output:
