@@ -1,9 +1,15 @@
 """Feature aggregation: from the product of two streams to one logit per position (after STLM and DeepLab's ASPP)."""
 
+import math
+
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
 __all__ = ["FeatureAggregation"]
+
+
+_PRIOR = 0.02
+"""Initial probability of "anomalous" (Lin et al., 2017, section 4.1)."""
 
 
 class _ResidualBlock(nn.Module):
@@ -45,7 +51,11 @@ class FeatureAggregation(nn.Module):
             _conv_norm_relu(width, width, 3, dilation * (i + 1)) for i in range(dilated_branches)
         )
         self.fuse = _conv_norm_relu(width * (2 + dilated_branches), width, 3)
-        self.head = nn.Sequential(_conv_norm_relu(width, width, 3), nn.Conv2d(width, 1, 1))
+        last = nn.Conv2d(width, 1, 1)
+        # Defects are rare: start from a small probability, or the focal loss spends its first steps on the bias.
+        if last.bias is not None:
+            nn.init.constant_(last.bias, -math.log((1.0 - _PRIOR) / _PRIOR))
+        self.head = nn.Sequential(_conv_norm_relu(width, width, 3), last)
         for module in self.residual.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
