@@ -55,6 +55,12 @@ class Calibration:
     def from_json(cls, text: str) -> "Calibration":
         """Inverse of :meth:`to_json`.
 
+        Args:
+            text: The JSON.
+
+        Returns:
+            The calibration.
+
         Raises:
             DataError: No JSON object, or its fields are not those of this class, or the threshold is not finite.
         """

@@ -137,6 +137,10 @@ def _parts(
 def decision_flips(candidate: ImageMeasurement, champion: ImageMeasurement) -> dict[str, Any]:
     """Images that the two models decide differently, each at its own threshold.
 
+    Args:
+        candidate: One model's scores.
+        champion: The other's, on the same images.
+
     Returns:
         ``{"num_flips", "to_anomalous": {"good", "defective"}, "to_good": {"good", "defective"}, "rows"}``: how many
         images the candidate newly calls anomalous or good, by what they are, and which they are.
@@ -158,6 +162,10 @@ def decision_flips(candidate: ImageMeasurement, champion: ImageMeasurement) -> d
 
 def score_shift(candidate: ImageMeasurement, champion: ImageMeasurement) -> dict[str, dict[str, float | None]]:
     """How far scores moved, for good and for defective images.
+
+    Args:
+        candidate: One model's scores.
+        champion: The other's, on the same images.
 
     Returns:
         ``{"good", "defective"}``, each ``{"median_candidate", "median_champion", "median_difference"}``; ``None``

@@ -31,7 +31,13 @@ class PixelImage:
     """A file, or ``(H, W)``; ``None`` for no defect."""
 
     def mask_at(self, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-        """The mask at ``(height, width)``, by nearest neighbour; a thin defect may vanish.
+        """The mask by nearest neighbour; a thin defect may vanish.
+
+        Args:
+            size: ``(height, width)``.
+
+        Returns:
+            ``(height, width)`` bool.
 
         Raises:
             DataError: The file cannot be decoded.

@@ -14,7 +14,14 @@ __all__ = ["Blocks", "binary_problem", "blocks_of"]
 def binary_problem(
     scores: npt.ArrayLike, labels: npt.ArrayLike
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Check scores and labels and return them flat, as float64 and bool.
+    """Check scores and labels.
+
+    Args:
+        scores: ``(N,)`` real.
+        labels: ``(N,)``; true for anomalous.
+
+    Returns:
+        Both flat, as float64 and bool.
 
     Raises:
         MetricUndefinedError: Sizes differ, a score is not finite, or one of the two classes is missing.

@@ -43,6 +43,13 @@ class Sweep:
 def checked_stack(anomaly_maps: npt.ArrayLike, masks: npt.ArrayLike) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """Check a stack of maps and masks.
 
+    Args:
+        anomaly_maps: ``(N, H, W)`` real.
+        masks: ``(N, H, W)``; true on defect pixels.
+
+    Returns:
+        Both as arrays, floating and bool.
+
     Raises:
         MetricUndefinedError: Shapes differ or are not ``(N, H, W)``, or a value is not finite.
     """
@@ -58,7 +65,14 @@ def checked_stack(anomaly_maps: npt.ArrayLike, masks: npt.ArrayLike) -> tuple[np
 
 
 def sweep(maps: npt.NDArray[Any], masks: npt.NDArray[np.bool_]) -> Sweep:
-    """Sort the pixels of checked ``(N, H, W)`` maps once and count along the defect pixels' scores.
+    """Sort the pixels once and count along the defect pixels' scores.
+
+    Args:
+        maps: ``(N, H, W)`` floating, checked.
+        masks: ``(N, H, W)`` bool.
+
+    Returns:
+        The counts.
 
     Raises:
         MetricUndefinedError: There is no defect pixel or no normal pixel.

@@ -69,7 +69,14 @@ def false_alarm_rate_at_recall_samples(
 
 
 def rate_above(scores: npt.ArrayLike, threshold: float) -> float:
-    """Share of ``(N,)`` scores strictly above ``threshold``: false-alarm rate of normals, recall of anomalies.
+    """False-alarm rate of normals, or recall of anomalies, at a threshold.
+
+    Args:
+        scores: ``(N,)`` real, of one class.
+        threshold: A score strictly above it raises an alarm.
+
+    Returns:
+        The share of scores above, in [0, 1].
 
     Raises:
         MetricUndefinedError: There is no score, or one is not finite.
@@ -79,7 +86,15 @@ def rate_above(scores: npt.ArrayLike, threshold: float) -> float:
 
 
 def rate_above_samples(scores: npt.ArrayLike, threshold: float, counts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """:func:`rate_above` of each bootstrap resample; ``counts`` is ``(S, N)``, the result ``(S,)``.
+    """:func:`rate_above` of each bootstrap resample.
+
+    Args:
+        scores: ``(N,)`` real, of one class.
+        threshold: A score strictly above it raises an alarm.
+        counts: ``(S, N)`` how often each resample drew each sample; each must draw one.
+
+    Returns:
+        ``(S,)`` shares in [0, 1].
 
     Raises:
         MetricUndefinedError: There is no score, or one is not finite.

@@ -1,6 +1,7 @@
 """Scoring images, choosing those for pixel metrics, drawing synthetic defects, comparing two models."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -272,3 +273,18 @@ def test_a_model_on_the_gpu_is_fed_there(golden):
     paths = sorted(golden.glob("test/*/*.png"))
     found = score_images(OnGpu(), paths, device=torch.device("cuda"))
     assert found.scores == pytest.approx(score_images(Brightness(), paths).scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mtd/exp1", "mtd/exp5", "mvtec_bottle"])
+def test_real_masks_survive_at_the_size_of_a_real_model(name):
+    root = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / name
+    if not root.is_dir():
+        pytest.skip(f"{root} is not there")
+    golden = read_golden_set(root)
+    pixels = golden_pixels(golden, num_synthetic=0, map_sizes=[(256, 256)])
+    assert (pixels.synthetic, pixels.num_lost_masks, len(pixels.images)) == (False, 0, len(golden.items))
+    masks = masks_at(pixels, (256, 256))
+    assert masks.any(axis=(1, 2)).tolist() == [item.defect != "good" for item in golden.items]
+    rng = np.random.default_rng(0)
+    perfect = pixel_statistics(masks + 0.1 * rng.random(masks.shape, dtype=np.float32), masks)
+    assert (perfect.exact.auroc, perfect.exact.pro) == pytest.approx((1, 1))
