@@ -110,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command.
 
+    Args:
+        argv: The arguments; the process's own where it is None.
+
     Returns:
         0, or 1 when a night failed or a check found a problem, 65 for wrong input, 75 when a retry may help, 130
         after Ctrl-C.

@@ -15,7 +15,14 @@ __all__ = ["champion_of", "report", "status"]
 
 
 def champion_of(workspace: Workspace, model: ModelSettings) -> ModelRef | None:
-    """The version that carries the alias, or None before the first promotion.
+    """The model that serves now.
+
+    Args:
+        workspace: Configuration and state.
+        model: Whose champion.
+
+    Returns:
+        The version that carries the alias, or None before the first promotion.
 
     Raises:
         InputError: The alias is missing although there was a champion.

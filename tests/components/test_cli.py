@@ -91,7 +91,7 @@ def test_the_shell_passes_the_same_json_as_a_task(inputs: EchoInputs, tmp_path: 
         ({"word": "wrong"}, EXIT_INPUT_ERROR, "echo: word is 'wrong', expected another\n"),
         ({"word": "busy"}, EXIT_TRANSIENT_ERROR, "echo: the line is busy (a retry may help)\n"),
         ({"word": 3}, EXIT_INPUT_ERROR, "expected str, got 3"),
-        ({"wrod": "x"}, EXIT_INPUT_ERROR, "unknown field 'wrod'"),
+        ({"colour": "x"}, EXIT_INPUT_ERROR, "unknown field 'colour'"),
     ],
 )
 def test_the_exit_code_says_whether_to_try_again(

@@ -56,7 +56,7 @@ def test_addresses_are_left_alone(tmp_path: Path, uri: str) -> None:
         ("retries = 1", 'cron = "hourly"', r"cron needs five fields, got 'hourly'"),
         ("retries = 1", 'timezone = "Mars/Olympus"', r"timezone must be one like .*, got 'Mars/Olympus'"),
         ("num_threads = 1", "held_out_share = 1.0", r"held_out_share must be within \(0, 1\), got 1\.0"),
-        ("device = \"cpu\"", 'device = "tpu"', r"fine_tune\.device: expected one of .*, got 'tpu'"),
+        ('device = "cpu"', 'device = "tpu"', r"fine_tune\.device: expected one of .*, got 'tpu'"),
         ('product = "tiles"', 'product = "Tiles"', r"product must be lower-case letters"),
         ("[gate]", "[gate]\nalpha = 0.5", r"alpha must be within \(0, 0\.5\), got 0\.5"),
         ("[[models]]", "[models]", r"models: expected a list"),
