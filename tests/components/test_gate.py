@@ -357,7 +357,7 @@ def test_a_better_candidate_is_never_turned_from_promoted_to_refused(tmp_path_fa
         assert after.verdict is Verdict.PROMOTE
 
 
-def simulated(tmp_path, *, worse, trials):
+def simulated(tmp_path, *, worse, trials, settings=IMAGE_ONLY):
     found = []
     for trial in range(trials):
         labels, champion, candidate = binormal_pair(100 + trial, worse=worse)
@@ -368,7 +368,7 @@ def simulated(tmp_path, *, worse, trials):
             champion=champion,
             candidate_key=hashlib.sha256(str(trial).encode()).hexdigest(),
         )
-        found.append(evidence.judge().verdict)
+        found.append(evidence.judge(settings).verdict)
     return found
 
 
@@ -380,6 +380,11 @@ def test_an_equal_model_usually_passes_the_quick_start_golden_set(tmp_path):
 
 def test_a_model_five_points_worse_is_never_promoted(tmp_path):
     assert Verdict.PROMOTE not in simulated(tmp_path, worse=0.05, trials=40)
+
+
+def test_a_margin_of_zero_asks_for_superiority_and_rarely_promotes_an_equal_model(tmp_path):
+    found = simulated(tmp_path, worse=0.0, trials=60, settings=replace(IMAGE_ONLY, margins={"image_auroc": 0.0}))
+    assert found.count(Verdict.PROMOTE) <= 7  # alpha is 5 %
 
 
 def test_the_command_line_writes_a_refusal_and_succeeds(equal, tmp_path):
