@@ -52,7 +52,9 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> NDArray[np.bool_]:
     try:
         with Image.open(path) as image:
             grey = image.convert("L").resize((size[1], size[0]), Image.Resampling.NEAREST)
-            return np.asarray(grey) > 127
+            levels = np.asarray(grey)
+            # Masks come as 0/255 and as 0/1: half of the brightest level cuts both.
+            return levels > levels.max(initial=0) / 2
     except Exception as error:
         raise DataError(f"{path}: cannot be decoded ({error})") from error
 
