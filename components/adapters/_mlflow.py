@@ -49,6 +49,12 @@ def _probe(uri: str) -> None:
 def reaching(uri: str) -> Iterator[None]:
     """Turn "MLflow is not there right now" into ``TransientError`` naming ``uri``; let refusals pass.
 
+    Args:
+        uri: For the message; a password in it is left out.
+
+    Yields:
+        Nothing.
+
     Raises:
         TransientError: No connection, a locked database, or an internal error of the server.
     """
@@ -68,6 +74,12 @@ def reaching(uri: str) -> Iterator[None]:
 
 def mlflow_client(uri: str) -> MlflowClient:
     """A client for tracking and registry at ``uri``, without touching MLflow's process-wide settings.
+
+    Args:
+        uri: MLflow's tracking server or database.
+
+    Returns:
+        The client.
 
     Raises:
         TransientError: The server does not answer.

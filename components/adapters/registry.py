@@ -12,19 +12,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-import mlflow.artifacts
 from filelock import FileLock, Timeout
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST
 
 from components.adapters._mlflow import has_code, mlflow_client, reaching
+from components.adapters._package_cache import fetch_package
 from components.adapters._served_model import PACKAGE_PATH, save_served_model
 from components.config import MlflowSettings
 from components.contracts import ModelKey, ModelRef, PackageRef, PromotionRef, RunRef
 from components.errors import InputError, TransientError
-from stlm.errors import WeightsError
-from stlm.serving.package import verify_package
 
 __all__ = ["FROZEN_TAG", "PREVIOUS_ALIAS", "ModelRegistry", "open_registry"]
 
@@ -58,7 +56,14 @@ class ModelRegistry:
         self._client = mlflow_client(tracking_uri)
 
     def champion(self, key: ModelKey, alias: str = "champion") -> ModelRef | None:
-        """The version that carries ``alias``, its package downloaded and verified, or ``None`` if there never was one.
+        """The version that serves now.
+
+        Args:
+            key: Whose model it is.
+            alias: The alias that says so.
+
+        Returns:
+            The version, its package downloaded and verified; ``None`` if there never was one.
 
         Raises:
             InputError: The alias is gone although a version had it, or the version's package is not what was
@@ -83,7 +88,14 @@ class ModelRegistry:
         return self.version(key, number)
 
     def version(self, key: ModelKey, number: int) -> ModelRef:
-        """One version, its package downloaded once and verified against its manifest and the registry's digest.
+        """One version of a key's model.
+
+        Args:
+            key: Whose model it is.
+            number: MLflow's version.
+
+        Returns:
+            The version, its package downloaded once and verified against its manifest and the registry's digest.
 
         Raises:
             InputError: There is no such version, or its package is not what was registered.
@@ -180,6 +192,15 @@ class ModelRegistry:
     def refused(self, key: ModelKey, *, alias: str, detail: str, version: int | None = None) -> PromotionRef:
         """What the registry looks like after a promotion that was not to be.
 
+        Args:
+            key: Whose model it is.
+            alias: The alias that stays where it is.
+            detail: Why, in a sentence.
+            version: The candidate's version, where it was registered all the same.
+
+        Returns:
+            The outcome ``REFUSED``.
+
         Raises:
             TransientError: MLflow cannot be reached.
         """
@@ -188,6 +209,10 @@ class ModelRegistry:
 
     def freeze(self, key: ModelKey, reason: str) -> None:
         """Stop promotions of this key until :meth:`unfreeze`.
+
+        Args:
+            key: Whose model it is.
+            reason: Why, for whoever wonders.
 
         Raises:
             TransientError: MLflow cannot be reached.
@@ -198,6 +223,9 @@ class ModelRegistry:
 
     def unfreeze(self, key: ModelKey) -> None:
         """Allow promotions of this key again.
+
+        Args:
+            key: Whose model it is.
 
         Raises:
             TransientError: MLflow cannot be reached.
@@ -259,32 +287,9 @@ class ModelRegistry:
         )
 
     def _fetch(self, version: ModelVersion) -> Path:
-        digest = version.tags[_DIGEST_TAG]
         folder = self._cache_dir / str(version.name) / str(version.version)
-        if folder.exists():
-            try:
-                if verify_package(folder) == digest:
-                    return folder
-                logger.warning("%s holds another package than the registry, downloading again", folder)
-            except WeightsError as error:
-                logger.warning("%s, downloading again", error)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        uri = self._client.get_model_version_download_uri(version.name, version.version)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as temporary:
-            downloaded = mlflow.artifacts.download_artifacts(
-                artifact_uri=f"{uri.rstrip('/')}/{PACKAGE_PATH}", dst_path=temporary, tracking_uri=self._uri
-            )
-            where = f"{version.name} version {version.version} at {uri}"
-            try:
-                got = verify_package(Path(downloaded))
-            except WeightsError as error:
-                raise InputError(f"{where}: {error}") from error
-            if got != digest:
-                raise InputError(f"{where}: expected the package {digest}, got {got}")
-            if folder.exists():
-                # A neighbour may have been quicker; both copies are the same bytes.
-                folder.rename(Path(temporary) / "replaced")
-            Path(downloaded).rename(folder)
+        uri = self._client.get_model_version_download_uri(version.name, version.version).rstrip("/")
+        fetch_package(f"{uri}/{PACKAGE_PATH}", digest=version.tags[_DIGEST_TAG], folder=folder, tracking_uri=self._uri)
         return folder
 
     def _outcome(
@@ -319,6 +324,13 @@ class ModelRegistry:
 
 def open_registry(mlflow: MlflowSettings, run: RunRef) -> ModelRegistry:
     """The registry, with the cache of packages below ``work_dir`` that all steps share.
+
+    Args:
+        mlflow: Where it is.
+        run: Any night; all share one cache.
+
+    Returns:
+        The registry.
 
     Raises:
         TransientError: MLflow cannot be reached.

@@ -133,6 +133,11 @@ def log_curves(mlflow: MlflowSettings, run_id: str, curves: Mapping[str, Sequenc
 def set_tags(mlflow: MlflowSettings, run_id: str, tags: Mapping[str, str]) -> None:
     """Set or overwrite tags of the run in one request.
 
+    Args:
+        mlflow: Where the tracking server is.
+        run_id: From :func:`open_run`.
+        tags: Name -> value.
+
     Raises:
         TransientError: MLflow cannot be reached.
     """
@@ -166,7 +171,15 @@ def log_artifacts(mlflow: MlflowSettings, run_id: str, path: Path, artifact_path
 
 
 def artifact_uri(mlflow: MlflowSettings, run_id: str, artifact_path: str = "") -> str:
-    """Where the run keeps ``artifact_path``.
+    """Where the run keeps an artifact.
+
+    Args:
+        mlflow: Where the tracking server is.
+        run_id: From :func:`open_run`.
+        artifact_path: File or folder within the run's artifacts; empty for their root.
+
+    Returns:
+        Its URI.
 
     Raises:
         TransientError: MLflow cannot be reached.
@@ -179,6 +192,11 @@ def artifact_uri(mlflow: MlflowSettings, run_id: str, artifact_path: str = "") -
 
 def close_run(mlflow: MlflowSettings, run_id: str, *, failed: bool = False) -> None:
     """Mark the run finished or failed; a later step of the same night may still log to it.
+
+    Args:
+        mlflow: Where the tracking server is.
+        run_id: From :func:`open_run`.
+        failed: How the night ended.
 
     Raises:
         TransientError: MLflow cannot be reached.

@@ -12,6 +12,13 @@ __all__ = ["open_session"]
 def open_session(path: Path, *, num_threads: int) -> ort.InferenceSession:
     """An ONNX Runtime session on the CPU with a fixed number of threads that sleep when idle.
 
+    Args:
+        path: ONNX file.
+        num_threads: Threads for one image.
+
+    Returns:
+        The session.
+
     Raises:
         ExportError: ONNX Runtime cannot load the file.
     """

@@ -18,6 +18,9 @@ _SIZES = ((64, 96), (301, 200))
 def check_package(package_dir: Path) -> None:
     """Load the package as a server would and predict on made-up images of two sizes.
 
+    Args:
+        package_dir: A sealed package.
+
     Raises:
         WeightsError: It does not load, or its output is not finite.
     """

@@ -43,6 +43,9 @@ def _files(folder: Path) -> dict[str, Path]:
 def seal_package(folder: Path) -> str:
     """Write the manifest of ``folder`` atomically.
 
+    Args:
+        folder: The package; a manifest that is there already is replaced.
+
     Returns:
         The package's digest: hex sha256 of the manifest.
 
@@ -66,6 +69,9 @@ def seal_package(folder: Path) -> str:
 
 def verify_package(folder: Path) -> str:
     """Check every file of ``folder`` against its manifest.
+
+    Args:
+        folder: A sealed package.
 
     Returns:
         The package's digest.

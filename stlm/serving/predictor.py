@@ -114,6 +114,12 @@ class OnnxPredictor:
     def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
         """Judge ``(H, W, 3)`` uint8 RGB images of any size, in order.
 
+        Args:
+            images: Any number, of any sizes; neighbours of one size are scored together.
+
+        Returns:
+            One prediction per image.
+
         Raises:
             DataError: An image is of another type or shape, or empty; the message names its place.
             WeightsError: The model's output is not finite.
@@ -153,6 +159,12 @@ class TorchPredictor:
 
     def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
         """Judge ``(H, W, 3)`` uint8 RGB images of any size, in order.
+
+        Args:
+            images: Any number, of any sizes; neighbours of one size are scored together.
+
+        Returns:
+            One prediction per image.
 
         Raises:
             DataError: An image is of another type or shape, or empty; the message names its place.

@@ -78,6 +78,14 @@ class StlmPyfunc(PythonModel):
     ) -> pd.DataFrame:
         """Judge the images of column ``image``; see the top of this file for what a cell may be.
 
+        Args:
+            context: What the model was loaded from.
+            model_input: One row per image.
+            params: None are known.
+
+        Returns:
+            One row per image: ``score``, ``label``, ``anomaly_map``.
+
         Raises:
             DataError: A cell is no image; the message names its place.
         """

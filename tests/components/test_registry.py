@@ -187,7 +187,7 @@ def test_of_many_promotions_at_once_exactly_one_wins(
     mlflow: MlflowSettings, registry: ModelRegistry, client: MlflowClient, run_id: str, tmp_path: Path
 ) -> None:
     promoted(registry, tmp_path, run_id, 0, None)
-    source = client.get_model_version(NAME, "1").source
+    source = str(client.get_model_version(NAME, "1").source)
     versions = [
         int(client.create_model_version(NAME, source, run_id=run_id, tags=dict(_identity(seed))).version)
         for seed in range(8)
@@ -266,18 +266,18 @@ def test_an_altered_copy_in_the_cache_is_downloaded_again(registry: ModelRegistr
 
     assert again == champion
     OnnxPredictor(again.package_dir)
-    assert [path.name for path in (tmp_path / "models" / NAME).iterdir()] == ["1"]
+    assert sorted(path.name for path in (tmp_path / "models" / NAME).iterdir()) == [".1.lock", "1"]
 
 
 def test_what_was_altered_in_the_registry_is_refused(
     registry: ModelRegistry, client: MlflowClient, run_id: str, tmp_path: Path
 ) -> None:
     promoted(registry, tmp_path, run_id, 0, None)
-    stored = Path(client.get_model_version(NAME, "1").source) / "artifacts" / "package"
+    stored = Path(str(client.get_model_version(NAME, "1").source)) / "artifacts" / "package"
     (stored / "calibration.json").write_text("{}")
     shutil.rmtree(tmp_path / "models" / NAME)
 
-    with pytest.raises(InputError, match=r"version 1 .*calibration.json is altered"):
+    with pytest.raises(InputError, match=r"not what was registered: .*calibration.json is altered"):
         registry.champion(KEY)
 
 
