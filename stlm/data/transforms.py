@@ -54,7 +54,8 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> NDArray[np.bool_]:
             grey = image.convert("L").resize((size[1], size[0]), Image.Resampling.NEAREST)
             levels = np.asarray(grey)
             # Masks come as 0/255 and as 0/1: half of the brightest level cuts both.
-            return levels > levels.max(initial=0) / 2
+            mask: NDArray[np.bool_] = levels > levels.max(initial=0) / 2
+            return mask
     except Exception as error:
         raise DataError(f"{path}: cannot be decoded ({error})") from error
 
