@@ -151,6 +151,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
                 evaluation=EvaluationRef.from_json(evaluation),
                 package=PackageRef.from_json(package),
                 settings=config.gate,
+                export=config.export,
             )
         )
 
