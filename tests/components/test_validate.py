@@ -24,7 +24,7 @@ from components.config import MlflowSettings, ValidateSettings
 from components.contracts import DatasetRef, RunRef, ValidationRef, to_json
 from components.errors import InputError
 from components.quickstart import feed_from_folder
-from components.validate import ValidateInputs, validate
+from components.validate import ValidateInputs, main, validate
 from components.version import VersionInputs, version
 from stlm.data.transforms import read_image
 from stlm.serving.predictor import TorchPredictor
@@ -379,30 +379,25 @@ def test_drift_does_not_quarantine_a_whole_night(plant: Plant) -> None:
     assert ref.champion is not None
 
 
-def test_a_shell_gets_the_same_answer_and_the_exit_code(plant: Plant) -> None:
+def test_a_shell_gets_the_same_answer_and_the_exit_code(plant: Plant, capsys: pytest.CaptureFixture[str]) -> None:
     plant.deliver("lot", "2026-11-01", goods(0, 6) | {"empty.png": b""})
     inputs = plant.inputs("2026-11-01")
-    (plant.root / "in.json").write_text(json.dumps(to_json(inputs)))
-    command = [sys.executable, "-m", "components.validate", "--inputs", str(plant.root / "in.json")]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    path, outputs = plant.root / "in.json", plant.root / "out.json"
+    path.write_text(json.dumps(to_json(inputs)))
 
-    def call() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*command, "--outputs", str(plant.root / "out.json")],
-            capture_output=True,
-            text=True,
-            env=environment,
-            check=False,
-        )
-
-    done = call()
+    done = subprocess.run(
+        [sys.executable, "-m", "components.validate", "--inputs", str(path), "--outputs", str(outputs)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        check=False,
+    )
 
     assert done.returncode == 0, done.stderr
-    ref = ValidationRef.from_json(json.loads((plant.root / "out.json").read_text()))
+    ref = ValidationRef.from_json(json.loads(outputs.read_text()))
     assert ref == validate(inputs)
     assert (ref.num_accepted, ref.num_quarantined) == (6, 1)
     shutil.rmtree(plant.root / "golden")
     shutil.rmtree(plant.root / "work" / "runs" / KEY.slug / "2026-11-01" / "validate")
-    failed = call()
-    assert failed.returncode == 65
-    assert "golden" in failed.stderr
+    assert main(["--inputs", str(path)]) == 65
+    assert "golden" in capsys.readouterr().err
