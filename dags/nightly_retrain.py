@@ -90,6 +90,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
                 golden=model.golden,
                 mlflow=mlflow,
                 settings=config.validate,
+                champion_alias=config.promote.alias,
             )
         )
 

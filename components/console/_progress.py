@@ -13,7 +13,7 @@ from components.night_record import STEPS
 __all__ = ["elapsed", "watch"]
 
 _POLL_S = 0.5
-_QUIET_S = 10.0
+_QUIET_S = 20.0
 """How often a line about work in progress is printed where there is no terminal to rewrite it on."""
 _OURS = ("components.", "stlm.")
 _TAIL_BYTES = 20_000
@@ -59,7 +59,7 @@ def watch(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
         for step, task in tasks.items():
             if task.get("state") == "running":
                 log = _log_path(airflow.home, dag_id, run_id, step, int(task["try_number"]))
-                line.update(f"  {step:<10} {_newest_word(log)}")
+                line.update(f"  {step:<10} {_newest_word(log) or 'at work'}")
         time.sleep(_POLL_S)
 
 
@@ -80,11 +80,11 @@ def _log_path(home: Path, dag_id: str, run_id: str, step: str, number: int) -> P
 
 
 def _newest_word(log: Path) -> str:
-    """The last line that one of our own modules logged."""
+    """The last line that one of our own modules logged, if any."""
     for record in _backwards(log):
         if str(record.get("logger", "")).startswith(_OURS):
             return str(record.get("event", ""))
-    return "running"
+    return ""
 
 
 def _backwards(log: Path) -> Iterator[dict[str, Any]]:
@@ -108,7 +108,6 @@ class _StatusLine:
 
     def __init__(self) -> None:
         self._started = self._printed = time.monotonic()
-        self._last = ""
         self._live = sys.stdout.isatty()
 
     def _stamp(self, text: str) -> str:
@@ -126,6 +125,5 @@ class _StatusLine:
     def update(self, text: str) -> None:
         if self._live:
             print(f"\r\033[K{self._stamp(text)[:118]}", end="", flush=True)
-        elif text != self._last and time.monotonic() - self._printed >= _QUIET_S:
-            self._last = text
+        elif time.monotonic() - self._printed >= _QUIET_S:
             self.print(text)

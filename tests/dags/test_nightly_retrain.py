@@ -1,5 +1,8 @@
 """The wiring: what depends on what, when it runs, and what reading the file costs."""
 
+import ast
+import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -13,7 +16,7 @@ from airflow.sdk.exceptions import ParamValidationError
 from components.airflow_env import repository_root
 from components.config import load_config
 from components.night_record import STEPS
-from dags.nightly_retrain import nightly_retrain
+from dags.nightly_retrain import _report_fields, nightly_retrain
 from tests.helpers.tiny_nights import make_tiny_world
 
 HEAVY = ("torch", "mlflow", "dvc", "great_expectations", "pandas", "numpy", "boto3")
@@ -98,3 +101,19 @@ def test_one_dag_per_model_key_comes_out_of_the_configuration(tmp_path: Path) ->
     assert dag_ids == ["nightly_retrain.tiles.line1.cam1", "nightly_retrain.tiles.line1.cam2"]
     assert heavy == []
     assert seconds < 1.0
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_no_input_of_a_step_is_left_to_its_default(step: str) -> None:
+    name = f"{step.title().replace('_', '')}Inputs"
+    tree = ast.parse((repository_root() / "dags" / "nightly_retrain.py").read_text(encoding="utf-8"))
+    (call,) = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == name
+    ]
+    passed = {keyword.arg for keyword in call.keywords if keyword.arg}
+    if step == "report":
+        passed |= set(_report_fields(*[None] * 8))
+    wanted = getattr(importlib.import_module(f"components.{step}"), name)
+    assert passed == {field.name for field in dataclasses.fields(wanted)}
