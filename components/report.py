@@ -29,11 +29,11 @@ from components._report.story import (
     Fact,
     Headline,
     champion_now,
+    compact,
     failures,
     figures,
     headline,
     lineage,
-    number,
     version_fact,
 )
 from components.adapters.registry import open_registry
@@ -115,6 +115,7 @@ def _write_text(path: Path, text: str) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+        Path(name).chmod(0o644)  # a page is for everyone who can reach the folder
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -187,8 +188,8 @@ def _reason(reason: Reason) -> dict[str, str]:
         "rule": reason.rule,
         "says": _SAYS[reason.verdict],
         "tone": _TONES[reason.verdict],
-        "value": number(reason.value, 4),
-        "limit": number(reason.limit, 4),
+        "value": compact(reason.value),
+        "limit": compact(reason.limit),
         "detail": reason.detail,
     }
 

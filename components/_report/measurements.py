@@ -53,7 +53,8 @@ class Comparison:
     """The section of the page."""
 
     candidate_name: str = "candidate"
-    champion_name: str = "champion"
+    champion_name: str = ""
+    """Empty where there is no champion; its columns are then left out."""
     caption: str = ""
     rows: list[Row] = field(default_factory=list)
     strata: list[Stratum] = field(default_factory=list)
@@ -130,7 +131,7 @@ def compare(inputs: ReportInputs, report: Mapping[str, Any] | None, problem: str
             )
         )
     return Comparison(
-        champion_name=f"Champion v{champion_version}" if has_champion else "No champion",
+        champion_name=f"Champion v{champion_version}" if has_champion else "",
         candidate_name="Candidate",
         caption=_caption(report, has_champion=has_champion),
         rows=rows,

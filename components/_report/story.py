@@ -49,6 +49,11 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}f}".replace("-", MINUS)
 
 
+def compact(value: float | None) -> str:
+    """A figure of unknown size for people: four digits that count."""
+    return DASH if value is None or not math.isfinite(value) else f"{value:.4g}".replace("-", MINUS)
+
+
 def seconds(value: float) -> str:
     """``95.2`` -> ``1 min 35 s``."""
     whole = round(value)
