@@ -20,6 +20,7 @@ from stlm.nn.memory import NormalMemory
 __all__ = ["Levels", "Streams", "TwoStream"]
 
 Levels = tuple[Tensor, Tensor]
+_MIN_SCALE = 0.02
 
 
 class Streams(NamedTuple):
@@ -193,7 +194,8 @@ class TwoStream(nn.Module):
             return
         scores = self.image_scores(maps)
         self.map_centre.copy_(scores.mean(dim=0))
-        self.map_scale.copy_(scores.std(dim=0).clamp_min(1e-6))
+        # The floor keeps a map that is silent on normals from drowning the others in its rounding noise.
+        self.map_scale.copy_(scores.std(dim=0).clamp_min(_MIN_SCALE))
 
     def forward(self, images: Tensor) -> AnomalyOutput:
         """Score images.
