@@ -299,6 +299,14 @@ def test_a_night_with_nothing_left_says_everything_it_found(plant: Plant) -> Non
     assert not list((plant.root / "work" / "index").rglob("2026-11-05.parquet"))
 
 
+def test_a_night_of_stale_lots_alone_names_each_of_them(plant: Plant) -> None:
+    plant.deliver("a-stale", "2026-08-01", goods(0, 5))
+    plant.deliver("b-stale", "2026-08-02", goods(10, 5))
+
+    with pytest.raises(InputError, match=r"lot a-stale: dated outside the window \| lot b-stale: dated outside"):
+        validate(plant.inputs("2026-11-05"))
+
+
 def test_parts_of_different_size_pass_where_the_product_has_them(plant: Plant) -> None:
     sizes = {f"wide-{i}.png": encoded(good(50 + i).resize((64 + 8 * i, 64))) for i in range(4)}
     plant.deliver("lot", "2026-11-01", goods(0, 6) | sizes | {"tiny.png": encoded(good(60).resize((20, 20)))})
