@@ -1,0 +1,149 @@
+"""STLM's embedded recipe beside PatchCore on the same backbone, size and split, in one run.
+
+Run: ``python -m pytest -s -m benchmark tests/benchmarks/bench_accuracy.py``.
+One seed, last step, nothing chosen on test.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from components.quickstart import materialise
+from stlm.config import RecipeConfig
+from stlm.data.layout import GoldenSet, read_golden_set, read_train_normals
+from stlm.data.probes import draw_probes
+from stlm.data.synthesis import embedded_textures
+from stlm.data.transforms import read_image, read_mask
+from stlm.evaluation import Detector, ScoredImages, score_images
+from stlm.metrics import auroc, pixel_metrics
+from stlm.models.registry import build_model
+from stlm.models.two_stream import TwoStream
+from stlm.recipes import lite
+from stlm.training.fit import fit
+from stlm.training.samples import Normals, load_normals
+from tests.benchmarks.patchcore import PatchCore
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+SEED = 0
+HELD_OUT_SHARE = 0.15
+
+
+def _table(title: str, rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    sys.stdout.write(f"\n{title}\n" + "\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+def _normals(paths: Sequence[Path]) -> Normals:
+    return load_normals(paths, [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths], (256, 256))
+
+
+def _figures(golden: GoldenSet, scored: ScoredImages) -> list[str]:
+    labels = np.array([item.defect != "good" for item in golden.items])
+    figures = [f"{auroc(scored.scores, labels):.3f}"]
+    if not golden.has_masks:
+        return [*figures, "-", "-", "-"]
+    size = scored.maps.shape[1:]
+    masks = np.stack([
+        read_mask(item.mask_path, size) if item.mask_path is not None else np.zeros(size, dtype=np.bool_)
+        for item in golden.items
+    ])  # fmt: skip
+    pixels = pixel_metrics(scored.maps, masks)
+    return [*figures, f"{pixels.auroc:.3f}", f"{pixels.average_precision:.3f}", f"{pixels.pro:.3f}"]
+
+
+def _train(config: RecipeConfig, new: Normals, held_out: Normals) -> tuple[TwoStream, float]:
+    started = time.perf_counter()
+    model = build_model(config, seed=SEED)
+    empty = Normals(images=new.images[:0], digests=())
+    fit(
+        model,
+        new=new,
+        replay=empty,
+        held_out=held_out,
+        teacher=None,
+        textures=embedded_textures(),
+        has_parent=False,
+        seed=SEED,
+    )
+    return model, time.perf_counter() - started
+
+
+def _variants(model: TwoStream) -> dict[str, TwoStream]:
+    """The fused detector, and each of its maps alone."""
+    variants = {"STLM lite": model}
+    for index, name in enumerate(model.config.model.maps):
+        alone = build_model(
+            dataclasses.replace(model.config, model=dataclasses.replace(model.config.model, maps=(name,))), seed=SEED
+        )
+        state = model.state_dict()
+        state["map_centre"], state["map_scale"] = (state[key][index : index + 1] for key in ("map_centre", "map_scale"))
+        alone.load_state_dict(state)
+        variants[f"  {name} map alone"] = alone
+    return variants
+
+
+def _probe_auroc(detector: Detector, paths: Sequence[Path]) -> str:
+    """Training-side criterion: held-out normals against the same with drawn defects."""
+    clean = [read_image(path) for path in paths]
+    probes = [probe.image for probe in draw_probes(clean, seed=SEED)]
+    scores = score_images(detector, [*clean, *probes]).scores
+    return f"{auroc(scores, np.repeat([False, True], [len(clean), len(probes)])):.3f}"
+
+
+def _compare(name: str, train: Sequence[Path], golden: GoldenSet) -> None:
+    order = sorted(train, key=lambda path: hashlib.sha256(path.read_bytes()).hexdigest())
+    held_paths = order[: round(HELD_OUT_SHARE * len(order))]
+    fit_paths = order[len(held_paths) :]
+    new, held_out = _normals(fit_paths), _normals(held_paths)
+    images = [item.path for item in golden.items]
+    rows = [["method", "image AUROC", "pixel AUROC", "pixel AP", "PRO(0.3)", "probe AUROC (training side)", "seconds"]]
+    started = time.perf_counter()
+    peer = PatchCore(seed=SEED)
+    peer.fit(torch.from_numpy(np.concatenate([new.images, held_out.images])).permute(0, 3, 1, 2) / 255.0)
+    seconds = time.perf_counter() - started
+    rows.append(["PatchCore", *_figures(golden, score_images(peer, images)), "-", f"{seconds:.0f}"])
+    model, seconds = _train(lite(), new, held_out)
+    for label, variant in _variants(model).items():
+        figures = _figures(golden, score_images(variant, images))
+        rows.append([label, *figures, _probe_auroc(variant, held_paths), f"{seconds:.0f}"])
+    counts = f"{len(train)} normals, {len(images)} test images, seed {SEED}, {torch.get_num_threads()} threads"
+    _table(f"{name}: {counts}", rows)
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", ["mtd/exp1", "mtd/exp5", "mvtec_bottle"])
+def test_accuracy_beside_patchcore(name: str) -> None:
+    root = SHARED / name
+    if not root.exists():
+        pytest.skip(f"benchmark images not found: {name}")
+    logging.basicConfig(level=logging.WARNING)
+    _compare(name, read_train_normals(root), read_golden_set(root))
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(3600)
+def test_accuracy_on_solar_cells_without_planted_trouble(tmp_path: Path) -> None:
+    materialise(tmp_path / "data")
+    _compare("ELPV mono", _planned_normals(tmp_path / "data"), read_golden_set(tmp_path / "data" / "golden"))
+
+
+def _planned_normals(data: Path) -> list[Path]:
+    planted = json.loads((data / "planted.json").read_text(encoding="utf-8"))["images"]
+    landing = data / "landing"
+    return [
+        path
+        for path in sorted(landing.rglob("*.png"))
+        if path.relative_to(landing).as_posix().split("/", 3)[3] not in planted
+    ]
