@@ -68,6 +68,9 @@ class ValidateInputs(Contract):
 def validate(inputs: ValidateInputs) -> ValidationRef:
     """Check the night's images one by one and lot by lot; quarantine, reject, and pin the champion.
 
+    Args:
+        inputs: The night.
+
     Returns:
         The table with its decisions; a re-run with the same inputs gives the same.
 

@@ -115,6 +115,9 @@ def outlier_limit(scores: NDArray[np.float64], deviations: float) -> float:
     Args:
         scores: ``(N,)``, at least one.
         deviations: Robust standard deviations above the median.
+
+    Returns:
+        The limit, in the unit of the scores.
     """
     middle = float(np.median(scores))
     spread = _MAD_TO_SIGMA * float(np.median(np.abs(scores - middle)))

@@ -122,6 +122,9 @@ def lots_suite(key: str, settings: ValidateSettings) -> list[Expectation]:
     Args:
         key: Slug of the model key whose night it is.
         settings: The limits.
+
+    Returns:
+        Critical expectations.
     """
     between = ExpectColumnValuesToBeBetween
     return [
@@ -141,6 +144,9 @@ def content_suite(sizes: Sequence[str], settings: ValidateSettings) -> list[Expe
     Args:
         sizes: Accepted ``height x width``; empty for any.
         settings: The limits.
+
+    Returns:
+        Expectations of severity warning.
     """
     between = ExpectColumnValuesToBeBetween
     within = ExpectColumnValuesToBeInSet
@@ -188,6 +194,9 @@ def counts_suite(settings: ValidateSettings) -> list[Expectation]:
 
     Args:
         settings: The limits.
+
+    Returns:
+        Critical expectations.
     """
     between = ExpectColumnValuesToBeBetween
     return [

@@ -67,12 +67,15 @@ class ImageFacts:
 
 
 def read_facts(paths: Sequence[Path], *, max_pixels: int, num_threads: int = 0) -> list[ImageFacts]:
-    """Facts of many files, in order; see :func:`image_facts`.
+    """Facts of many files; see :func:`image_facts`.
 
     Args:
         paths: The files.
         max_pixels: Larger images are refused before they are decoded.
         num_threads: 0 for the number of processors.
+
+    Returns:
+        One per file, in order.
     """
     with ThreadPoolExecutor(num_threads or os.cpu_count() or 1) as pool:
         return list(pool.map(lambda path: image_facts(path, max_pixels=max_pixels), paths))
@@ -84,6 +87,9 @@ def image_facts(path: Path, *, max_pixels: int) -> ImageFacts:
     Args:
         path: A regular file; a link or a folder is a finding, not followed.
         max_pixels: Larger images are refused before they are decoded.
+
+    Returns:
+        The facts, or why there are none.
     """
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
