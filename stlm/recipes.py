@@ -32,7 +32,7 @@ def lite() -> RecipeConfig:
             decoder_mlp_dim=384,
             aggregation=AggregationConfig(width=32),
             maps=("aggregation", "two_stream", "memory"),
-            memory_size=4000,
+            memory_size=8000,
             smoothing=3,
             score_top_k=10,
             score_size=(32, 32),

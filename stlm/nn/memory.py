@@ -50,7 +50,7 @@ class NormalMemory(nn.Module):
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def update(self, new: Tensor, *, seed: int, max_candidates: int = 40_000) -> None:
+    def update(self, new: Tensor, *, seed: int, max_candidates: int = 60_000) -> None:
         """Choose the memory anew from what it holds and from ``new``; its size never changes.
 
         Args:
