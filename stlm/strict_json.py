@@ -20,9 +20,7 @@ ContractT = TypeVar("ContractT")
 def to_json(value: Any) -> Any:
     """Plain JSON values of a contract: dataclasses to dicts, enums to their values, paths to strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)
-        }
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, Path):
@@ -73,9 +71,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return _read_union(kind, value, where)
     if origin is typing.Literal:
         if value not in typing.get_args(kind):
-            raise ValueError(
-                f"{where}: expected one of {list(typing.get_args(kind))}, got {value!r}"
-            )
+            raise ValueError(f"{where}: expected one of {list(typing.get_args(kind))}, got {value!r}")
         return value
     if origin in (tuple, list):
         if not isinstance(value, list | tuple):
@@ -83,16 +79,9 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         args = typing.get_args(kind)
         if origin is tuple and args and args[-1] is not Ellipsis:
             if len(args) != len(value):
-                raise ValueError(
-                    f"{where}: expected {len(args)} items, got {len(value)}"
-                )
-            return tuple(
-                _read(a, v, f"{where}[{i}]")
-                for i, (a, v) in enumerate(zip(args, value, strict=True))
-            )
-        return origin(
-            _read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value)
-        )
+                raise ValueError(f"{where}: expected {len(args)} items, got {len(value)}")
+            return tuple(_read(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+        return origin(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{where}: expected an object, got {value!r}")
@@ -133,13 +122,8 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     problems = [f"unknown field {name!r}" for name in sorted(set(value) - names)]
     problems += [f"missing field {name!r}" for name in sorted(required - set(value))]
     if problems:
-        raise ValueError(
-            f"{where}: {', '.join(problems)}; known fields: {', '.join(sorted(names))}"
-        )
-    fields = {
-        name: _read(hints[name], item, f"{where}.{name}")
-        for name, item in value.items()
-    }
+        raise ValueError(f"{where}: {', '.join(problems)}; known fields: {', '.join(sorted(names))}")
+    fields = {name: _read(hints[name], item, f"{where}.{name}") for name, item in value.items()}
     try:
         return kind(**fields)
     except ValueError as error:
@@ -151,13 +135,9 @@ def _read_scalar(kind: Any, value: Any, where: str) -> Any:
         try:
             return kind(value)
         except ValueError:
-            raise ValueError(
-                f"{where}: expected one of {[m.value for m in kind]}, got {value!r}"
-            ) from None
+            raise ValueError(f"{where}: expected one of {[m.value for m in kind]}, got {value!r}") from None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(kind, type) or type(value) is not kind:
-        raise ValueError(
-            f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}"
-        )
+        raise ValueError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
     return value

@@ -21,7 +21,7 @@ from torch.jit._trace import TracerWarning
 
 from stlm.data.transforms import preprocess
 from stlm.errors import ExportError
-from stlm.export.session import open_session
+from stlm.nn.onnx_session import open_session
 
 __all__ = ["Detector", "ParityReport", "export_onnx", "parity"]
 

@@ -14,6 +14,7 @@ from stlm.models.outputs import AnomalyOutput
 from stlm.nn.aggregation import FeatureAggregation
 from stlm.nn.distances import cosine_distance
 from stlm.nn.encoders import Features, TrunkEmbedding
+from stlm.nn.frozen import frozen_features
 from stlm.nn.mask_decoder import SharedDecoder
 from stlm.nn.memory import NormalMemory
 
@@ -83,7 +84,7 @@ class TwoStream(nn.Module):
         """
         if self.trunk is None:
             return (images,)
-        features: dict[int, Tensor] = self.trunk(images)
+        features = frozen_features(self.trunk, images)
         return tuple(features[tap] for tap in sorted(features))
 
     def standardise(self, features: Features) -> Features:

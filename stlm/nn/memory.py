@@ -79,7 +79,14 @@ class NormalMemory(nn.Module):
         batch, _, height, width = embedding.shape
         points = embedding.flatten(2).transpose(1, 2)
         squared_norms = self.vectors.square().sum(dim=1)
-        # The query's own norm does not change which vector is nearest, so it is added after the minimum.
-        nearest = (squared_norms - 2.0 * (points @ self.vectors.T)).amin(dim=-1)
-        distance = (nearest + points.square().sum(dim=-1)).clamp_min(1e-12).sqrt()
+
+        def nearest(queries: Tensor) -> Tensor:
+            # The query's own norm does not change which vector is nearest, so it is added after the minimum.
+            return torch.addmm(squared_norms, queries, self.vectors.T, alpha=-2.0).amin(dim=-1)
+
+        # Image by image while the products of one still fit a cache; a traced graph takes the batch in one piece.
+        flat = points.flatten(0, 1)
+        chunks = [flat] if torch.is_grad_enabled() else torch.split(flat, 256)
+        smallest = torch.cat([nearest(chunk) for chunk in chunks]).view(batch, -1)
+        distance = (smallest + points.square().sum(dim=-1)).clamp_min(1e-12).sqrt()
         return distance.view(batch, height, width)

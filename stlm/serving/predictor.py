@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stlm.calibration import CALIBRATION_FILE, Calibration
 from stlm.errors import DataError, ExportError, WeightsError
-from stlm.export.session import open_session
+from stlm.nn.onnx_session import open_session
 from stlm.serving.package import ONNX_FILE, verify_package
 
 __all__ = ["OnnxPredictor", "Prediction", "Predictor", "TorchPredictor"]

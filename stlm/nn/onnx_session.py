@@ -9,11 +9,11 @@ from stlm.errors import ExportError
 __all__ = ["open_session"]
 
 
-def open_session(path: Path, *, num_threads: int) -> ort.InferenceSession:
+def open_session(source: Path | bytes, *, num_threads: int) -> ort.InferenceSession:
     """An ONNX Runtime session on the CPU with a fixed number of threads that sleep when idle.
 
     Args:
-        path: ONNX file.
+        source: ONNX file, or its content.
         num_threads: Threads for one image.
 
     Returns:
@@ -28,6 +28,9 @@ def open_session(path: Path, *, num_threads: int) -> ort.InferenceSession:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        model = source if isinstance(source, bytes) else str(source)
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise ExportError(f"{path}: ONNX Runtime cannot load the file: {error}") from error
+        raise ExportError(
+            f"{source if isinstance(source, Path) else 'model'}: ONNX Runtime cannot load it: {error}"
+        ) from error
