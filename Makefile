@@ -23,33 +23,34 @@ help: ## Show this list
 setup: $(INSTALLED) ## Make .venv with everything in it, as requirements.lock pins it
 
 $(INSTALLED): requirements.lock infra/bootstrap.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed; name it: make PYTHON=...")'
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r infra/bootstrap.lock
-	.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock
-	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed; name it: make PYTHON=...")'
+	@echo "Setting up .venv; the first time takes a few minutes"
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r infra/bootstrap.lock
+	@.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock
+	@.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+	@touch $@
 
 data: setup ## Make the quick start's data in data/
-	$(STLM) data
+	@$(STLM) data
 
 nightly: setup ## Three nights on real photographs, under Airflow's own scheduler
-	$(STLM) nightly --nights 3
+	@$(STLM) nightly --nights 3
 
 up: setup ## Start the web interfaces of Airflow and MLflow (Ctrl-C ends them)
-	$(STLM) up
+	@$(STLM) up
 
 down: setup ## Stop them from elsewhere
-	$(STLM) down
+	@$(STLM) down
 
 status: setup ## Champion, threshold and last nights
-	$(STLM) status
+	@$(STLM) status
 
 doctor: setup ## Check the installation and the stores
-	$(STLM) doctor
+	@$(STLM) doctor
 
 report: setup ## Where the newest night's page is
-	$(STLM) report
+	@$(STLM) report
 
 test: setup ## The tests
 	.venv/bin/python -m pytest
