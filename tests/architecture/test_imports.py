@@ -44,6 +44,6 @@ def test_the_library_works_without_the_pipeline() -> None:
     modules = sorted(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in (ROOT / "stlm").rglob("*.py")
-        if path.name != "__init__.py" and path.name != "pyfunc.py"  # what MLflow loads may know MLflow
+        if path.name not in {"__init__.py", "pyfunc.py"}  # what MLflow loads may know MLflow
     )
     assert {"airflow", "boto3", "dvc", "great_expectations", "mlflow"}.isdisjoint(_loaded(", ".join(modules)))
