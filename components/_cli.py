@@ -100,6 +100,12 @@ def main_for(
 ) -> int:
     """Command line of a step: ``python -m components.<step> --inputs in.json [--outputs out.json]``.
 
+    Args:
+        step: Name of the step.
+        inputs_type: Contract of its inputs.
+        function: The step.
+        argv: Arguments; ``None`` takes the process's.
+
     Returns:
         0, or 65 when the inputs are wrong (the same call will fail again), or 75 when a retry may help.
     """

@@ -222,9 +222,7 @@ class GateSettings:
 
     floors: dict[str, float] = field(default_factory=lambda: {"image_auroc": 0.7})
     """Metric -> lowest acceptable value."""
-    margins: dict[str, float] = field(
-        default_factory=lambda: {"image_auroc": 0.02, "pixel_auroc": 0.02, "pro": 0.04}
-    )
+    margins: dict[str, float] = field(default_factory=lambda: {"image_auroc": 0.02, "pixel_auroc": 0.02, "pro": 0.04})
     """Metric -> how much worse than the champion still counts as not inferior."""
     alpha: float = 0.05
     """One-sided error of each comparison."""

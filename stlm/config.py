@@ -138,6 +138,13 @@ class RecipeConfig:
     def from_json(cls, value: Any, *, where: str = "recipe") -> Self:
         """Strict inverse of :meth:`to_json`.
 
+        Args:
+            value: What ``json.loads`` returned.
+            where: Prefix for messages, such as a file name.
+
+        Returns:
+            The recipe.
+
         Raises:
             ConfigError: A field is unknown, missing or out of range; the message names it.
         """

@@ -126,6 +126,9 @@ RECIPES: dict[str, Callable[[], RecipeConfig]] = {"lite": lite, "tiny": tiny, "p
 def recipe(name: str) -> RecipeConfig:
     """The recipe of that name.
 
+    Args:
+        name: A key of ``RECIPES``.
+
     Returns:
         A complete configuration.
 

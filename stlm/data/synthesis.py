@@ -41,6 +41,9 @@ def embedded_textures() -> tuple[FloatImage, ...]:
 def read_textures(folder: Path) -> tuple[FloatImage, ...]:
     """A folder of texture photographs, such as DTD, sorted by name.
 
+    Args:
+        folder: Searched with all its sub-folders.
+
     Returns:
         Images ``(H, W, 3)`` float32 in [0, 1].
 

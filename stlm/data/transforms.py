@@ -43,6 +43,10 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
 def read_mask(path: str | Path, size: tuple[int, int]) -> NDArray[np.bool_]:
     """Decode a defect mask and bring it to ``size`` (height, width) by nearest neighbour.
 
+    Args:
+        path: File that Pillow can decode.
+        size: ``(height, width)`` of the result.
+
     Returns:
         ``(H, W)`` bool; True on defect pixels.
 

@@ -76,6 +76,9 @@ class TrunkEmbedding(nn.Module):
     def join(self, standardised: Features) -> Tensor:
         """Smooth every level and bring it to the finest grid.
 
+        Args:
+            standardised: F.
+
         Returns:
             ``(B, sum of channels, h, w)``.
         """
@@ -90,6 +93,9 @@ class TrunkEmbedding(nn.Module):
 
     def forward(self, standardised: Features) -> Tensor:
         """Embedding of standardised features.
+
+        Args:
+            standardised: F.
 
         Returns:
             ``(B, D, h, w)``.

@@ -82,6 +82,9 @@ class Lite0Trunk(nn.Module):
 def build_lite0_trunk(blocks: Sequence[int] = (4, 10)) -> Lite0Trunk:
     """The pretrained trunk.
 
+    Args:
+        blocks: Blocks whose outputs are wanted.
+
     Returns:
         A frozen trunk in evaluation mode.
 

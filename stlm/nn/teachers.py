@@ -80,6 +80,9 @@ class SamTeacher(nn.Module):
 def shared_decoder_from_sam(sam: Sam) -> SharedDecoder:
     """SAM's mask-decoder transformer with its output tokens and "no mask" vector.
 
+    Args:
+        sam: Any of segment-anything's models.
+
     Returns:
         A decoder that computes what SAM computes for an image without prompts.
     """
@@ -102,6 +105,10 @@ def shared_decoder_from_sam(sam: Sam) -> SharedDecoder:
 
 def verify_checkpoint(path: Path, sha256: str) -> None:
     """Compare a file with the digest it must have.
+
+    Args:
+        path: The file.
+        sha256: 64 hex digits.
 
     Raises:
         WeightsError: The file is missing, no digest was given, or it does not match.

@@ -88,6 +88,11 @@ def _to_tensor(images: Sequence[FloatImage]) -> Tensor:
 def trunk_features_of(model: TwoStream, normals: Normals, *, batch_size: int = 16) -> Features:
     """Trunk features of all images.
 
+    Args:
+        model: Gives the frozen trunk.
+        normals: The images.
+        batch_size: Images at a time.
+
     Returns:
         Levels ``(N, C_i, h_i, w_i)`` float16 on the CPU.
     """

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from stlm.data.transforms import preprocess, read_image
 from stlm.errors import ExportError
 from stlm.export.onnx import _resize_weights, export_onnx, parity
-from stlm.nn.onnx_session import open_session
 from stlm.models.registry import build_model
+from stlm.nn.onnx_session import open_session
 from stlm.recipes import recipe
 from tests.helpers.model_package import tiny_model
 
