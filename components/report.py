@@ -40,6 +40,7 @@ from components.adapters.registry import open_registry
 from components.adapters.tracking import (
     close_run,
     log_artifacts,
+    log_curves,
     log_metrics,
     open_run,
     set_tags,
@@ -96,6 +97,8 @@ def _report(inputs: ReportInputs, folder: Path) -> ReportRef:
     )
     run_id = open_run(inputs.mlflow, inputs.run)
     log_metrics(inputs.mlflow, run_id, _night_metrics(inputs))
+    if inputs.candidate is not None:
+        log_curves(inputs.mlflow, run_id, _curves(inputs.candidate.curves_path))
     set_tags(
         inputs.mlflow,
         run_id,
@@ -209,6 +212,15 @@ def _training(inputs: ReportInputs) -> Charts:
         if isinstance(records, list) and records and (svg := curves_svg(str(stage), records))
     ]
     return Charts(charts=charts, note="" if charts else "No training curve was recorded.")
+
+
+def _curves(path: str) -> dict[str, list[dict[str, float]]]:
+    """Stage -> rows; a damaged file is said on the page, and leaves MLflow without curves."""
+    try:
+        curves = read_json(path)
+    except ValueError:
+        return {}
+    return curves if isinstance(curves, dict) else {}
 
 
 def _lineage_file(inputs: ReportInputs) -> dict[str, Any]:

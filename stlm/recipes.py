@@ -48,13 +48,13 @@ def lite() -> RecipeConfig:
         stages=(
             StageConfig(
                 name="masked_reconstruction",
-                passes=4,
+                passes=3,
                 update_passes=2,
                 batch_size=8,
                 optim=streams,
                 mask_ratio=0.5,
             ),
-            StageConfig(name="pixel", passes=12, update_passes=8, batch_size=8, optim=streams),
+            StageConfig(name="pixel", passes=10, update_passes=8, batch_size=8, optim=streams),
         ),
     )
 

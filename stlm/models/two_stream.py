@@ -144,7 +144,8 @@ class TwoStream(nn.Module):
         maps = []
         for name in self.config.model.maps:
             if name == "aggregation":
-                maps.append(streams.logits.sigmoid())
+                # Alone it is the published probability map; to be averaged with distances it must not saturate.
+                maps.append(streams.logits if len(self.config.model.maps) > 1 else streams.logits.sigmoid())
             elif name == "two_stream":
                 levels = zip(streams.plain, streams.denoising, strict=True)
                 maps.append(torch.stack([cosine_distance(p, d) for p, d in levels]).sum(dim=0))

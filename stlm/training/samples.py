@@ -167,6 +167,7 @@ class Samples:
                 save_file(shard, partial)
                 partial.replace(path)
             shards.append(shard)
+            logger.info("corrupting %s images: %d of %d", label, min(start + _SHARD, len(pairs)), len(pairs))
         return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
 
     def batch(self, rng: np.random.Generator, count: int) -> TrainingBatch:

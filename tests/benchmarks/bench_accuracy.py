@@ -140,10 +140,9 @@ def test_accuracy_on_solar_cells_without_planted_trouble(tmp_path: Path) -> None
 
 
 def _planned_normals(data: Path) -> list[Path]:
-    planted = json.loads((data / "planted.json").read_text(encoding="utf-8"))["images"]
-    landing = data / "landing"
+    truth = json.loads((data / "planted.json").read_text(encoding="utf-8"))["images"]
     return [
         path
-        for path in sorted(landing.rglob("*.png"))
-        if path.relative_to(landing).as_posix().split("/", 3)[3] not in planted
+        for path in sorted((data / "landing").rglob("*.png"))
+        if truth[f"{path.parent.name}/{path.name}"]["kind"] == "normal"
     ]
