@@ -7,6 +7,7 @@ A part whose step did not run says why; a file that cannot be read costs its own
 
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ from components.adapters.tracking import (
     open_run,
     set_tags,
 )
-from components.contracts import Reason, ReportRef, Verdict
+from components.contracts import Reason, ReportRef, Verdict, from_json
 from components.errors import InputError, TransientError
 
 __all__ = ["ReportInputs", "main", "report"]
@@ -54,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 PAGE = "report.html"
 _ARTIFACT_FOLDER = "report"
+_LOGGABLE = re.compile(r"[A-Za-z0-9_. -]+")
+"""Names that MLflow takes."""
 _TONES = {
     Verdict.PROMOTE: "good",
     Verdict.INCONCLUSIVE: "warn",
@@ -217,10 +220,15 @@ def _training(inputs: ReportInputs) -> Charts:
 def _curves(path: str) -> dict[str, list[dict[str, float]]]:
     """Stage -> rows; a damaged file is said on the page, and leaves MLflow without curves."""
     try:
-        curves = read_json(path)
-    except ValueError:
+        curves = from_json(dict[str, list[dict[str, float]]], read_json(path))
+    except ValueError as error:
+        logger.warning("training curves %s stay out of MLflow: %s", path, error)
         return {}
-    return curves if isinstance(curves, dict) else {}
+    return {
+        stage: [{name: value for name, value in row.items() if _LOGGABLE.fullmatch(name)} for row in rows]
+        for stage, rows in curves.items()
+        if _LOGGABLE.fullmatch(stage)
+    }
 
 
 def _lineage_file(inputs: ReportInputs) -> dict[str, Any]:

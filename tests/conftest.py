@@ -1,6 +1,7 @@
 """Before anything is imported: a home, a git identity and an Airflow of the tests' own, and no telemetry."""
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -27,6 +28,15 @@ os.environ |= {
     "GIT_COMMITTER_EMAIL": "tests@example.com",
 }
 os.environ |= airflow_environment(_HOME / "airflow", repository_root() / "infra" / "quickstart.toml", scheduled=False)
+
+
+@pytest.fixture(autouse=True)
+def _our_loggers_are_heard() -> None:
+    """Airflow's logging set-up, once a test has run a DAG, silences every logger that was there before."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] in ("components", "stlm", "dags"):
+            logger.disabled = False
+            logger.propagate = True
 
 
 @pytest.fixture(scope="session")

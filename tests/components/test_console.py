@@ -193,19 +193,25 @@ def _start_family(programs: Programs, folder: Path) -> None:
     programs.start("family", [sys.executable, "-c", _FAMILY], dict(os.environ), folder / "family.log")
 
 
-def _children(pid: int) -> list[psutil.Process]:
+def _children(pid: int, at_least: int = 2) -> list[psutil.Process]:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        if len(family := psutil.Process(pid).children(recursive=True)) >= 2:
+        if len(family := psutil.Process(pid).children(recursive=True)) >= at_least:
             return family
         time.sleep(0.05)
     raise AssertionError("the family did not grow")
 
 
+def _family(programs: Programs) -> list[psutil.Process]:
+    """The started program and its child; the test run has other children too, such as servers."""
+    root = psutil.Process(programs._running["family"][0].pid)
+    return [root, *_children(root.pid, at_least=1)]
+
+
 def test_programs_end_with_everything_they_started(tmp_path: Path) -> None:
     with Programs(tmp_path) as programs:
         _start_family(programs, tmp_path)
-        family = _children(os.getpid())
+        family = _family(programs)
     assert not any(member.is_running() for member in family)
 
 
@@ -237,7 +243,7 @@ def test_what_a_killed_owner_left_behind_is_ended_by_the_next(tmp_path: Path) ->
     abandoned = Programs(tmp_path)
     abandoned.__enter__()
     _start_family(abandoned, tmp_path)
-    family = _children(os.getpid())
+    family = _family(abandoned)
     abandoned._lock.release()  # what the system does when a process is killed
     with Programs(tmp_path):
         assert not any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in family)
