@@ -18,13 +18,13 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from stlm.data.layout import read_golden_set
 
 from components._cli import main_for, once
 from components.config import ExportSettings
 from components.contracts import CandidateRef, EvaluationRef, PackageRef, RunRef
 from components.errors import InputError
 from stlm.calibration import CALIBRATION_FILE, Calibration
+from stlm.data.layout import read_golden_set
 from stlm.data.transforms import read_image
 from stlm.errors import DataError, ExportError, WeightsError
 from stlm.export.onnx import ParityReport, export_onnx, parity
