@@ -24,6 +24,8 @@ __all__ = ["StageRun", "num_steps", "run_stage"]
 
 logger = logging.getLogger(__name__)
 Point = dict[str, float]
+_IMAGE_GRID = (16, 16)
+"""Cells hidden together where the students see the image itself; a trunk gives its coarsest grid."""
 
 
 @dataclass(kw_only=True)
@@ -116,10 +118,8 @@ def _targets(run: StageRun, batch: TrainingBatch) -> tuple[Levels, Levels]:
 
 def _masked_losses(run: StageRun, batch: TrainingBatch, rng: np.random.Generator) -> dict[str, Tensor]:
     clean = run.model.standardise(batch.clean)
-    rows, columns = clean[-1].shape[-2:]
-    cells = rows * columns if run.model.trunk is not None else 256
-    if run.model.trunk is None:
-        rows = columns = 16
+    rows, columns = clean[-1].shape[-2:] if run.model.trunk is not None else _IMAGE_GRID
+    cells = rows * columns
     hidden = max(1, round(cells * run.stage.mask_ratio))
     keep = np.ones((len(batch.mask), cells), dtype=np.bool_)
     for row in keep:
