@@ -8,7 +8,7 @@ from stlm.strict_json import from_json, to_json
 
 __all__ = ["AggregationConfig", "DataConfig", "ModelConfig", "OptimConfig", "RecipeConfig", "StageConfig"]
 
-MapName = Literal["aggregation", "two_stream", "memory"]
+MapName = Literal["aggregation", "two_stream", "distribution", "memory"]
 
 
 def _check(ok: bool, message: str) -> None:
@@ -49,6 +49,10 @@ class ModelConfig:
     """Which maps make the anomaly map; several are standardised on normals and averaged."""
     memory_size: int = 0
     """Teacher embeddings of normals kept as a constant-size coreset; an extension, 0 in the published design."""
+    distribution_shrinkage: float = 0.1
+    """Where the maps name ``distribution``: weight of the covariance averaged over all positions; an extension."""
+    distribution_max_count: int = 1000
+    """Earlier normals weigh as much as this many at most, so that lasting drift is learnt in bounded time."""
     smoothing: int = 0
     """Side of the mean filter over each map, in positions; 0 is none."""
     score_top_k: int = 100
@@ -58,6 +62,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check(self.embedding_dim % self.decoder_heads == 0, "embedding_dim must be a multiple of decoder_heads")
         _check(bool(self.maps), "maps: at least one map is needed")
+        _check(0 <= self.distribution_shrinkage <= 1, "distribution_shrinkage must be in [0, 1]")
+        _check(self.distribution_max_count > 0, "distribution_max_count must be positive")
         _check("memory" not in self.maps or self.memory_size > 0, "maps names 'memory', but memory_size is 0")
 
 

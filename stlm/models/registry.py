@@ -14,6 +14,7 @@ from stlm.config import RecipeConfig
 from stlm.errors import WeightsError
 from stlm.models.two_stream import TwoStream
 from stlm.nn.aggregation import FeatureAggregation
+from stlm.nn.distribution import PatchDistribution
 from stlm.nn.encoders import PlainProjection, TinyViTStudent, TokenDenoiser, TrunkEmbedding
 from stlm.nn.lite0 import LITE0_CHANNELS, Lite0Trunk
 from stlm.nn.mask_decoder import SharedDecoder
@@ -25,7 +26,8 @@ __all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "AnomalyModel", "build_model", "load_m
 AnomalyModel = TwoStream
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
-_LITE0_TAPS = (4, 10)
+_LITE0_TAPS = {4: 8, 7: 16, 10: 16}
+"""Tapped blocks and their strides."""
 
 
 def build_model(config: RecipeConfig, *, seed: int, pretrained: bool = True) -> AnomalyModel:
@@ -62,6 +64,7 @@ def _build(config: RecipeConfig, *, pretrained: bool) -> AnomalyModel:
     memory = None
     if model.memory_size:
         memory = NormalMemory(size=model.memory_size, embedding_dim=model.embedding_dim)
+    distribution = None
     trunk: nn.Module | None = None
     embedding: TrunkEmbedding | None = None
     teacher_decoder: SharedDecoder | None = None
@@ -72,18 +75,26 @@ def _build(config: RecipeConfig, *, pretrained: bool) -> AnomalyModel:
     else:
         trunk, channels, strides = _trunk(model.teacher, pretrained=pretrained)
         height, width = config.image_size
+        grids = [(height // stride, width // stride) for stride in strides]
         embedding = TrunkEmbedding(channels=channels, embedding_dim=model.embedding_dim)
         teacher_decoder = copy.deepcopy(decoder)
         plain = PlainProjection(channels=channels, embedding_dim=model.embedding_dim)
         denoising = TokenDenoiser(
             channels=channels,
-            grids=[(height // stride, width // stride) for stride in strides],
+            grids=grids,
             embedding_dim=model.embedding_dim,
             dim=model.denoiser_dim,
             depth=model.denoiser_depth,
             bottleneck=model.denoiser_bottleneck,
             dropout=model.denoiser_dropout,
         )
+        if "distribution" in model.maps:
+            distribution = PatchDistribution(
+                channels=channels,
+                grids=grids,
+                shrinkage=model.distribution_shrinkage,
+                max_count=model.distribution_max_count,
+            )
     return TwoStream(
         config=config,
         trunk=trunk,
@@ -93,6 +104,7 @@ def _build(config: RecipeConfig, *, pretrained: bool) -> AnomalyModel:
         denoising=denoising,
         decoder=decoder,
         aggregation=aggregation,
+        distribution=distribution,
         memory=memory,
     )
 
@@ -101,8 +113,8 @@ def _trunk(teacher: str, *, pretrained: bool) -> tuple[nn.Module, list[int], lis
     if teacher == "random":
         return RandomTrunk(), list(RandomTrunk.channels.values()), [4, 8]
     if teacher == "lite0":
-        trunk = Lite0Trunk(blocks=_LITE0_TAPS, pretrained=pretrained)
-        return trunk, [LITE0_CHANNELS[tap] for tap in _LITE0_TAPS], [8, 16]
+        trunk = Lite0Trunk(blocks=tuple(_LITE0_TAPS), pretrained=pretrained)
+        return trunk, [LITE0_CHANNELS[tap] for tap in _LITE0_TAPS], list(_LITE0_TAPS.values())
     raise WeightsError(f"teacher {teacher!r} has no trunk to share; use student 'tiny_vit_5m' with it")
 
 

@@ -13,6 +13,7 @@ from stlm.config import RecipeConfig
 from stlm.models.outputs import AnomalyOutput
 from stlm.nn.aggregation import FeatureAggregation
 from stlm.nn.distances import cosine_distance
+from stlm.nn.distribution import PatchDistribution
 from stlm.nn.encoders import Features, TrunkEmbedding
 from stlm.nn.frozen import frozen_features
 from stlm.nn.mask_decoder import SharedDecoder
@@ -50,6 +51,7 @@ class TwoStream(nn.Module):
         denoising: nn.Module,
         decoder: SharedDecoder,
         aggregation: FeatureAggregation,
+        distribution: PatchDistribution | None,
         memory: NormalMemory | None,
     ) -> None:
         super().__init__()
@@ -61,10 +63,11 @@ class TwoStream(nn.Module):
         self.denoising = denoising
         self.decoder = decoder
         self.aggregation = aggregation
+        self.distribution = distribution
         self.memory = memory
         self.register_buffer("map_centre", torch.zeros(len(config.model.maps)))
         self.register_buffer("map_scale", torch.ones(len(config.model.maps)))
-        for frozen in (trunk, embedding, teacher_decoder, memory):
+        for frozen in (trunk, embedding, teacher_decoder, distribution, memory):
             if frozen is not None:
                 frozen.requires_grad_(False)
 
@@ -149,6 +152,9 @@ class TwoStream(nn.Module):
             elif name == "two_stream":
                 levels = zip(streams.plain, streams.denoising, strict=True)
                 maps.append(torch.stack([cosine_distance(p, d) for p, d in levels]).sum(dim=0))
+            elif name == "distribution":
+                assert self.distribution is not None
+                maps.append(self.distribution(standardised))
             else:
                 assert self.embedding is not None
                 assert self.memory is not None

@@ -16,7 +16,15 @@ from torch.nn import functional as F
 
 from stlm.constants import IMAGENET_MEAN, IMAGENET_STD
 
-__all__ = ["Features", "PlainProjection", "TinyViTStudent", "TokenDenoiser", "TrunkEmbedding", "mask_features"]
+__all__ = [
+    "Features",
+    "PlainProjection",
+    "TinyViTStudent",
+    "TokenDenoiser",
+    "TrunkEmbedding",
+    "mask_features",
+    "smooth",
+]
 
 Features = tuple[Tensor, ...]
 
@@ -38,7 +46,8 @@ def mask_features(features: Features, keep: Tensor) -> Features:
     return tuple(masked)
 
 
-def _smooth(x: Tensor) -> Tensor:
+def smooth(x: Tensor) -> Tensor:
+    """Mean over 3 x 3 positions; at the border over those that exist."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
@@ -84,9 +93,9 @@ class TrunkEmbedding(nn.Module):
         """
         size = standardised[0].shape[-2:]
         levels = [
-            _smooth(x)
+            smooth(x)
             if x.shape[-2:] == size
-            else F.interpolate(_smooth(x), size=size, mode="bilinear", align_corners=False)
+            else F.interpolate(smooth(x), size=size, mode="bilinear", align_corners=False)
             for x in standardised
         ]
         return torch.cat(levels, dim=1)

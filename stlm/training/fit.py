@@ -1,4 +1,4 @@
-"""A night's training: two self-supervised stages after ISSTAD, then memory and fusion.
+"""A night's training: two self-supervised stages after ISSTAD, then distribution, memory and fusion.
 
 "Incremental" in ISSTAD means masked reconstruction first and pixel-level learning second, on one network. Carrying the
 champion on over nights with replay is this product's own doing.
@@ -122,6 +122,9 @@ def fit(
 @torch.no_grad()
 def _finish(model: TwoStream, new: Normals, held_out: Normals, seed: int) -> None:
     device = next(model.parameters()).device
+    if model.distribution is not None:
+        features = tuple(level.float().to(device) for level in trunk_features_of(model, new))
+        model.distribution.update(model.standardise(features))
     if model.memory is not None and model.embedding is not None:
         vectors: list[Tensor] = []
         features = trunk_features_of(model, new)
