@@ -47,6 +47,8 @@ class ModelConfig:
     aggregation: AggregationConfig = AggregationConfig()
     maps: tuple[MapName, ...] = ("aggregation",)
     """Which maps make the anomaly map; several are standardised on normals and averaged."""
+    map_weights: tuple[float, ...] = ()
+    """Weight of each map in the average; empty is equal weights."""
     memory_size: int = 0
     """Teacher embeddings of normals kept as a constant-size coreset; an extension, 0 in the published design."""
     distribution_shrinkage: float = 0.1
@@ -62,6 +64,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check(self.embedding_dim % self.decoder_heads == 0, "embedding_dim must be a multiple of decoder_heads")
         _check(bool(self.maps), "maps: at least one map is needed")
+        _check(not self.map_weights or len(self.map_weights) == len(self.maps), "map_weights: one weight per map")
+        _check(all(w > 0 for w in self.map_weights), "map_weights must be positive")
         _check(0 <= self.distribution_shrinkage <= 1, "distribution_shrinkage must be in [0, 1]")
         _check(self.distribution_max_count > 0, "distribution_max_count must be positive")
         _check("memory" not in self.maps or self.memory_size > 0, "maps names 'memory', but memory_size is 0")
@@ -111,6 +115,8 @@ class StageConfig:
     """The same on later nights, when the champion is carried on."""
     batch_size: int
     optim: OptimConfig
+    update_lr_scale: float = 1.0
+    """Factor on all learning rates on later nights."""
     mask_ratio: float = 0.0
     """Share of hidden cells, for masked reconstruction."""
 

@@ -39,6 +39,7 @@ class TwoStream(nn.Module):
 
     map_centre: Tensor
     map_scale: Tensor
+    map_weights: Tensor
 
     def __init__(
         self,
@@ -67,6 +68,8 @@ class TwoStream(nn.Module):
         self.memory = memory
         self.register_buffer("map_centre", torch.zeros(len(config.model.maps)))
         self.register_buffer("map_scale", torch.ones(len(config.model.maps)))
+        weights = torch.tensor(config.model.map_weights or (1.0,) * len(config.model.maps))
+        self.register_buffer("map_weights", weights / weights.sum(), persistent=False)
         for frozen in (trunk, embedding, teacher_decoder, distribution, memory):
             if frozen is not None:
                 frozen.requires_grad_(False)
@@ -180,7 +183,7 @@ class TwoStream(nn.Module):
         return maps.flatten(2).topk(self.config.model.score_top_k, dim=-1).values.mean(dim=-1)
 
     def fuse(self, maps: Tensor) -> Tensor:
-        """Average of the standardised maps; a single map stays as it is.
+        """Weighted average of the standardised maps; a single map stays as it is.
 
         Args:
             maps: ``(B, M, h, w)``.
@@ -189,7 +192,7 @@ class TwoStream(nn.Module):
             ``(B, 1, h, w)``.
         """
         centre, scale = self.map_centre.view(1, -1, 1, 1), self.map_scale.view(1, -1, 1, 1)
-        return ((maps - centre) / scale).mean(dim=1, keepdim=True)
+        return (self.map_weights.view(1, -1, 1, 1) * (maps - centre) / scale).sum(dim=1, keepdim=True)
 
     @torch.no_grad()
     def fit_fusion(self, maps: Tensor) -> None:

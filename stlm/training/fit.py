@@ -110,6 +110,7 @@ def fit(
             replay_share=share,
             teacher=teacher,
             seed=seed,
+            lr_scale=stage.update_lr_scale if has_parent else 1.0,
             checkpointer=checkpointer,
             deadline_s=deadline,
             curves=curves,

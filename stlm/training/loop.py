@@ -41,6 +41,8 @@ class StageRun:
     replay_share: float
     teacher: Teacher | None
     seed: int
+    lr_scale: float = 1.0
+    """Factor on all learning rates of the stage."""
     checkpointer: Checkpointer | None = None
     deadline_s: float = math.inf
     """On the checkpointer's clock; the stage ends at the next step after it."""
@@ -169,7 +171,7 @@ def run_stage(run: StageRun, resumed: dict[str, Any] | None) -> bool:
         InterruptedError: The checkpointer was asked to stop; its file holds the state.
     """
     optimizers = _optimizers(run.model, run.stage.optim)
-    base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    base_rates = [[run.lr_scale * group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     first = 0
     if resumed is not None:
         first = int(resumed["step"])

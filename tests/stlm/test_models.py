@@ -46,7 +46,7 @@ def test_trained_parts_get_gradients_and_frozen_parts_do_not() -> None:
         without = [name for name, p in part.named_parameters() if p.requires_grad and p.grad is None]
         # No prompt and no mask head: the last update of the output tokens reaches nothing that is read.
         assert [name for name in without if "final_attn" not in name and "norm_final" not in name] == [], without
-    for frozen in (model.trunk, model.embedding, model.teacher_decoder, model.memory):
+    for frozen in (model.trunk, model.embedding, model.teacher_decoder, model.distribution):
         assert frozen is not None
         assert not any(p.requires_grad for p in frozen.parameters())
 
