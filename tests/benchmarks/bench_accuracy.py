@@ -84,7 +84,10 @@ def _variants(model: TwoStream) -> dict[str, TwoStream]:
     variants = {"STLM lite": model}
     for index, name in enumerate(model.config.model.maps):
         alone = build_model(
-            dataclasses.replace(model.config, model=dataclasses.replace(model.config.model, maps=(name,), map_weights=())), seed=SEED
+            dataclasses.replace(
+                model.config, model=dataclasses.replace(model.config.model, maps=(name,), map_weights=())
+            ),
+            seed=SEED,
         )
         state = model.state_dict()
         state["map_centre"], state["map_scale"] = (state[key][index : index + 1] for key in ("map_centre", "map_scale"))
