@@ -85,6 +85,8 @@ class DataConfig:
     """Blend factor is uniform in [0, max_beta): how much of the normal shines through."""
     brightness: float = 0.0
     """Normals are scaled by a factor uniform in 1 +- this, and shifted by up to a quarter of it."""
+    exposure: float = 0.0
+    """Every image is scaled to this mean grey level before the network sees it; 0 leaves it. An extension."""
     max_rotation_deg: float = 0.0
     corruptions_per_image: int = 0
     """Pre-made corruptions whose trunk features are cached; 0 corrupts live."""

@@ -15,6 +15,7 @@ from stlm.nn.aggregation import FeatureAggregation
 from stlm.nn.distances import cosine_distance
 from stlm.nn.distribution import PatchDistribution
 from stlm.nn.encoders import Features, TrunkEmbedding
+from stlm.nn.exposure import equalise_exposure
 from stlm.nn.frozen import frozen_features
 from stlm.nn.mask_decoder import SharedDecoder
 from stlm.nn.memory import NormalMemory
@@ -88,6 +89,7 @@ class TwoStream(nn.Module):
         Returns:
             Levels ``(B, C_i, h_i, w_i)``, finest first.
         """
+        images = equalise_exposure(images, self.config.data.exposure)
         if self.trunk is None:
             return (images,)
         features = frozen_features(self.trunk, images)
