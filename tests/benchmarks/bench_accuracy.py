@@ -91,7 +91,7 @@ def _variants(model: TwoStream) -> dict[str, TwoStream]:
         )
         state = model.state_dict()
         state["map_centre"], state["map_scale"] = (state[key][index : index + 1] for key in ("map_centre", "map_scale"))
-        alone.load_state_dict(state)
+        alone.load_state_dict({key: state[key] for key in alone.state_dict()})
         variants[f"  {name} map alone"] = alone
     return variants
 
