@@ -271,7 +271,7 @@ def _local_errors(path: Path) -> Iterator[None]:
         yield
     except (FileNotFoundError, Timeout):
         raise
-    except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         raise InputError(f"{path}: {error.strerror}") from error
     except OSError as error:
         raise TransientError(f"{path}: {error.strerror}") from error

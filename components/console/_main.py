@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from components.console._promotion_commands import add_promotion_commands
 from components.console._workspace import Workspace, open_workspace
 from components.errors import EXIT_INPUT_ERROR, EXIT_TRANSIENT_ERROR, InputError, TransientError
 
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--night", default="", metavar="YYYY-MM-DD", help="which night (the newest)")
     report.add_argument("--open", action="store_true", help="open it in the browser")
     command("data", _data, "Make the quick start's data.")
+    add_promotion_commands(command, _at_least_one)
     return parser
 
 
