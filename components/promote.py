@@ -8,13 +8,12 @@ remembered like the others: run again, it looks at ledger and registry and leave
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from components._cli import main_for
-from components._promotion.desk import Desk, HeldDesk, open_desk
+from components._promotion.decision import outcome_of, promote_version
+from components._promotion.desk import open_desk
 from components._promotion.load_check import check_loads
 from components._promotion.record import promotion_record
-from components.adapters.aliases import FROZEN_TAG, PREVIOUS_ALIAS, PROMOTED_TAG
 from components.adapters.lease import Clock, utc_now
 from components.adapters.tracking import log_metrics, open_run, set_tags
 from components.config import MlflowSettings, PromoteSettings
@@ -40,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 _APPROVER = "gate"
 """No person is asked: the verdict alone lets a candidate in."""
-_Outcome = Literal["PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "FROZEN"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +94,7 @@ def _promote(inputs: PromoteInputs, run_id: str, calibration: Calibration, clock
     desk = open_desk(run.key, work_dir=run.work_dir, mlflow=inputs.mlflow, settings=inputs.settings, clock=clock)
     if decision.verdict is not Verdict.PROMOTE:
         against = "; ".join(reason.detail for reason in decision.reasons if reason.verdict is not Verdict.PROMOTE)
-        return _outcome(desk, "REFUSED", version=None, detail=f"verdict {decision.verdict.value}: {against}")
+        return outcome_of(desk, "REFUSED", version=None, detail=f"verdict {decision.verdict.value}: {against}")
     record = promotion_record(
         run,
         dataset=inputs.dataset,
@@ -113,65 +111,16 @@ def _promote(inputs: PromoteInputs, run_id: str, calibration: Calibration, clock
     version = desk.registry.register(run.key, inputs.package, run_id=run_id, tags=tags).version
     if inputs.settings.require_approval:
         detail = f"version {version} is registered and waits for approval"
-        return _outcome(desk, "REFUSED", version=version, detail=detail)
-    with desk.held(f"promote {run.partition}") as held:
-        outcome, detail = _decided(inputs, held, version)
-        if outcome == "PROMOTED":
-            standing = held.standing
-            held.move(
-                version,
-                action="promote",
-                anchor=version if decision.becomes_anchor or standing.anchor is None else standing.anchor,
-                by=_APPROVER,
-                reason=f"verdict {decision.verdict.value}",
-                record=record,
-            )
-            logger.info("promoted model=%s version=%d from=%s", run.key.registered_model, version, standing.champion)
-    return _outcome(desk, outcome, version=version, detail=detail)
-
-
-def _decided(inputs: PromoteInputs, held: HeldDesk, version: int) -> tuple[_Outcome, str]:
-    """What is to be done with a registered version, now that nobody else may move anything."""
-    standing, expected = held.standing, inputs.decision.champion_version
-    champion, commit = standing.champion, standing.commits.get(version)
-    if champion == version:
-        return "ALREADY_PROMOTED", f"version {version} is the champion already"
-    if commit is not None:
-        night = commit.body["record"].get("partition")
-        return "ALREADY_PROMOTED", f"version {version} was promoted on {night}"
-    night = (held.version_tags(version) or {}).get(PROMOTED_TAG)
-    if night is not None:
-        return "ALREADY_PROMOTED", f"version {version} was promoted on {night}"
-    frozen = standing.frozen_because() or held.posted.tags.get(FROZEN_TAG, "")
-    if frozen:
-        return "FROZEN", f"promotion is frozen: {frozen}"
-    if champion is not None and champion in held.lost:
-        raise InputError(
-            f"version {champion} of {inputs.run.key.registered_model}, the champion, was deleted from the registry; "
-            f"take back an earlier one with `stlm rollback --to VERSION`"
-        )
-    if champion != expected:
-        return (
-            "STALE_DECISION",
-            f"the verdict was against {_spoken(expected)}, the champion is {_spoken(champion)}",
-        )
-    return "PROMOTED", f"version {version} took over from {_spoken(champion)}"
-
-
-def _outcome(desk: Desk, outcome: _Outcome, *, version: int | None, detail: str) -> PromotionRef:
-    posted = desk.board.read()
-    return PromotionRef(
-        outcome=outcome,
-        name=desk.key.registered_model,
-        version=version,
-        champion_version=None if posted is None else posted.aliases.get(desk.alias),
-        previous_version=None if posted is None else posted.aliases.get(PREVIOUS_ALIAS),
-        detail=detail,
+        return outcome_of(desk, "REFUSED", version=version, detail=detail)
+    return promote_version(
+        desk,
+        version,
+        judged_against=decision.champion_version,
+        becomes_anchor=decision.becomes_anchor,
+        by=_APPROVER,
+        reason=f"verdict {decision.verdict.value}",
+        record=record,
     )
-
-
-def _spoken(version: int | None) -> str:
-    return "no champion" if version is None else f"version {version}"
 
 
 def _check_binding(inputs: PromoteInputs) -> Calibration:

@@ -137,6 +137,11 @@ class HeldDesk:
         """Versions that the ledger gives an alias and the registry has no longer."""
 
     @property
+    def name(self) -> str:
+        """Name of the registered model."""
+        return self._board.name
+
+    @property
     def standing(self) -> Standing:
         """What the ledger says now."""
         return standing_of(self._chain.entries)

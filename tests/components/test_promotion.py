@@ -2,6 +2,7 @@
 
 import datetime as dt
 import itertools
+import multiprocessing
 import shutil
 import threading
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from components._promotion.decision import promote_version
 from components._promotion.desk import Desk
 from components._promotion.retention import delete_version
 from components._promotion.standing import standing_at, standing_of
@@ -363,6 +365,37 @@ def test_a_lease_that_ran_out_unnoticed_is_not_used_again(world: World) -> None:
     with watched(after=slow), pytest.raises(StaleLeaseError, match="ran out at"):
         make_champion(world.desk(clock), 2)
     assert world.aliases["champion"] == 1
+
+
+def test_of_processes_that_promote_at_once_exactly_one_wins(world: World) -> None:
+    assert not dies_before_change(10_000, lambda: make_champion(world.desk(), 1))
+    context = multiprocessing.get_context("fork")
+    barrier, outcomes = context.Barrier(4), context.SimpleQueue()
+
+    def work(number: int) -> None:
+        barrier.wait(60)
+        night = f"2026-12-0{number + 1}"
+        done = promote_version(
+            world.desk(), 2 + number % 2, judged_against=1, becomes_anchor=False, by="gate", reason="better",
+            record={"partition": night},
+        )  # fmt: skip
+        outcomes.put((done.outcome, done.version))
+
+    processes = [context.Process(target=work, args=(number,)) for number in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+    told = [outcomes.get() for _ in processes]
+    (winner,) = [version for outcome, version in told if outcome == "PROMOTED"]
+    loser = 5 - winner
+    # Two processes promote each of two versions: the winner's twin finds it done, the others' verdict is stale.
+    assert sorted(told) == sorted(
+        [("PROMOTED", winner), ("ALREADY_PROMOTED", winner), ("STALE_DECISION", loser), ("STALE_DECISION", loser)]
+    )
+    assert world.aliases == {"champion": winner, "previous": 1, "anchor": 1}
+    assert world.kinds == ["intent", "commit"] * 2
 
 
 def test_who_waits_for_a_desk_is_told_who_is_there(world: World) -> None:
