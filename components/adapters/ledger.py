@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from components.adapters.lease import StaleLeaseError
-from components.adapters.storage import Storage
+from components.adapters.storage import NotMountedError, Storage
 from components.contracts import Contract, canonical_json, from_json
-from components.errors import InputError, TransientError
+from components.errors import InputError
 
 __all__ = ["Chain", "Entry", "EntryKind", "Ledger", "LedgerBrokenError"]
 
@@ -187,11 +187,8 @@ class Ledger:
     def _numbers(self) -> Sequence[int]:
         try:
             names = [file.name for file in self._storage.files(self._model)]
-        except TransientError:
-            # A folder that was never made holds no entries. One that is not mounted looks alike: the head tells.
-            if self._storage.exists(self._name(1)):
-                raise
-            return []
+        except NotMountedError:
+            return []  # never made, and so without entries; the head tells if it was
         found = (_ENTRY_NAME.fullmatch(name.removeprefix(f"{self._model}/")) for name in names)
         return sorted(int(match[1]) for match in found if match)
 

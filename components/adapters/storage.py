@@ -18,10 +18,14 @@ from filelock import FileLock, Timeout
 
 from components.errors import InputError, TransientError
 
-__all__ = ["LocalStorage", "Storage", "StoredFile", "checked_name", "download_whole", "open_storage"]
+__all__ = ["LocalStorage", "NotMountedError", "Storage", "StoredFile", "checked_name", "download_whole", "open_storage"]
 
 _CHUNK_BYTES = 1 << 20
 _LOCK_TIMEOUT_S = 30.0
+
+
+class NotMountedError(TransientError):
+    """There is no such folder: it was never made, or its mount may come back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -157,7 +161,7 @@ class LocalStorage:
                 found = sorted(entries, key=lambda entry: entry.name)
         except FileNotFoundError:
             if not self._root.is_dir():
-                raise TransientError(f"folder {self.uri} does not exist, or is not mounted") from None
+                raise NotMountedError(f"folder {self.uri} does not exist, or is not mounted") from None
             return []
         for entry in found:
             if entry.is_symlink():

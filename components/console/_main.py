@@ -1,6 +1,7 @@
 """Arguments in, exit code out; every command's work is in a module of its own."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
@@ -120,6 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         after Ctrl-C.
     """
     args = _parser().parse_args(argv)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # what goes wrong is told in one line
     try:
         function: Command = args.function
         return function(open_workspace(args.config, args.state), args)
