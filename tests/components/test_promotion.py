@@ -162,7 +162,7 @@ _SLOW = pytest.mark.slow
 @pytest.mark.parametrize("store", ["folder", pytest.param("s3://", marks=_SLOW)])
 @pytest.mark.parametrize(
     "what",
-    ["promotion", "roll-back", pytest.param("first promotion", marks=_SLOW), pytest.param("freeze", marks=_SLOW)],
+    ["promotion", *(pytest.param(what, marks=_SLOW) for what in ("roll-back", "first promotion", "freeze"))],
 )
 def test_killed_at_any_boundary_and_tried_again_it_ends_as_if_undisturbed(
     template: World, tmp_path: Path, request: pytest.FixtureRequest, what: str, store: str
