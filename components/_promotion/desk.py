@@ -16,24 +16,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from components._promotion.standing import Standing, alias_plan, spoken, standing_of
-from components.adapters.aliases import (
-    ANCHOR_ALIAS,
-    FROZEN_TAG,
-    HEAD_TAG,
-    LAST_CHAMPION_TAG,
-    PREVIOUS_ALIAS,
-    PROMOTED_TAG,
-    AliasBoard,
-    Posted,
-)
+from components._promotion.settling import adopted, settle
+from components._promotion.standing import Standing, alias_plan, standing_of
+from components.adapters.aliases import FROZEN_TAG, HEAD_TAG, AliasBoard, Posted
 from components.adapters.lease import Clock, Lease, LeaseObject, StaleLeaseError, holder_name, utc_now
 from components.adapters.ledger import Chain, Entry, EntryKind, Ledger
 from components.adapters.registry import ModelRegistry
 from components.adapters.storage import open_storage
 from components.config import MlflowSettings, PromoteSettings
 from components.contracts import ModelKey
-from components.errors import InputError, TransientError
+from components.errors import TransientError
 
 __all__ = ["Desk", "HeldDesk", "open_desk"]
 
@@ -42,7 +34,6 @@ logger = logging.getLogger(__name__)
 _LEASE_S = 30.0
 """A move takes a second or two; a dead holder is given up after this time, so that a roll-back never waits long."""
 _WAIT_S = 300.0
-_SETTLE_TRIES = 10
 
 
 class Desk:
@@ -66,17 +57,17 @@ class Desk:
         self.ledger = ledger
         self.lease = lease
         self.clock = clock
+        self._seen: Chain | None = None
 
     @property
     def board(self) -> AliasBoard:
         """Aliases and tags in the registry."""
         return self.registry.aliases(self.key)
 
-    def look(self, known: Chain | None = None) -> tuple[Chain, Posted]:
+    def look(self) -> tuple[Chain, Posted]:
         """Ledger and registry as they are, verified against each other; nothing is changed.
 
-        Args:
-            known: What was read of the ledger before.
+        Entries that this desk has read before are not fetched again.
 
         Returns:
             The ledger, and what the registered model carries (nothing where it is not registered).
@@ -87,8 +78,9 @@ class Desk:
         """
         # The head first: entries that are written in between only make the ledger longer than the head says.
         posted = self.board.read() or Posted(aliases={}, tags={})
-        chain = self.ledger.read(known)
+        chain = self.ledger.read(self._seen)
         self.ledger.check_head(chain, posted.tags.get(HEAD_TAG, ""))
+        self._seen = chain
         return chain, posted
 
     @contextlib.contextmanager
@@ -112,7 +104,7 @@ class Desk:
         holder = holder_name(what)
         lease = self.lease.take(holder, seconds=_LEASE_S, above_fence=above, wait_s=wait_s)
         try:
-            desk = HeldDesk(self, holder, lease, chain)
+            desk = HeldDesk(self, holder, lease)
             desk.reconcile()
             yield desk
         finally:
@@ -124,13 +116,13 @@ class Desk:
 class HeldDesk:
     """The desk while its lease is held; made by :meth:`Desk.held`."""
 
-    def __init__(self, desk: Desk, holder: str, lease: Lease, known: Chain) -> None:
+    def __init__(self, desk: Desk, holder: str, lease: Lease) -> None:
         """Read ledger and registry afresh, now that nobody else may write."""
         self._desk = desk
         self._holder = holder
         self._lease = lease
         self._board = desk.board
-        self._chain, self.posted = desk.look(known)
+        self._chain, self.posted = desk.look()
         self.repairs: list[str] = []
         """What :meth:`reconcile` had to do, in sentences."""
         self.lost: list[int] = []
@@ -163,7 +155,7 @@ class HeldDesk:
             self._append("abort", {"intent": intent.seq, "reason": why})
             self.repairs.append(f"entry {intent.seq}: undone, {why}")
         if serving is not None and not self.standing.bootstrapped:
-            self._append("commit", self._adopted(serving))
+            self._append("commit", adopted(self._board, self.posted, serving))
             self.repairs.append(f"version {serving} was champion before there was a ledger: written down")
         self.repairs += self._settle()
 
@@ -265,72 +257,9 @@ class HeldDesk:
             )
 
     def _settle(self) -> list[str]:
-        """Aliases and tags as the ledger says, also where others write: after each change the ledger is read again."""
-        repairs: list[str] = []
-        for _ in range(_SETTLE_TRIES):
-            self._chain = self._desk.ledger.read(self._chain)
-            self.posted = self._board.read() or Posted(aliases={}, tags={})
-            wrong = self._misplaced()
-            if not wrong:
-                self._settle_tags()
-                return repairs
-            for name, version in wrong.items():
-                stood = self.posted.aliases.get(name)
-                repairs.append(f"alias {name!r} stood at {spoken(stood)}, by the ledger it is {spoken(version)}: moved")
-                try:
-                    self._board.point(name, version)
-                except InputError as error:
-                    assert version is not None
-                    self.lost.append(version)
-                    repairs[-1] = f"alias {name!r} stays away: {error}"
-        raise TransientError(f"{self._board.name}: somebody else keeps moving the aliases: {', '.join(wrong)}")
-
-    def _misplaced(self) -> dict[str, int | None]:
-        standing = self.standing
-        if not standing.bootstrapped:
-            return {}
-        plan = standing.aliases(self._desk.alias)
-        return {
-            name: version
-            for name, version in plan.items()
-            if self.posted.aliases.get(name) != version and version not in self.lost
-        }
-
-    def _settle_tags(self) -> None:
-        """What can be read in MLflow itself; the head comes last, as all else is repaired from the ledger."""
-        standing, tags = self.standing, self.posted.tags
-        if not self._chain.entries:
-            return
-        champion = standing.champion
-        if champion is not None and champion not in self.lost and tags.get(LAST_CHAMPION_TAG) != str(champion):
-            partition = standing.commits[champion].body["record"].get("partition")
-            if partition is not None:
-                self._board.tag_version(champion, PROMOTED_TAG, str(partition))
-            self._board.tag(LAST_CHAMPION_TAG, str(champion))
-        if tags.get(HEAD_TAG) != self._chain.head:
-            self._board.create()
-            self._board.tag(HEAD_TAG, self._chain.head)
-
-    def _adopted(self, serving: int) -> dict[str, Any]:
-        """The commit of a champion from before there was a ledger; the best that was ever approved, as far as known."""
-        tags = self._board.version_tags(serving) or {}
-        record = {
-            "partition": tags.get(PROMOTED_TAG),
-            "candidate_key": tags.get("stlm.candidate_key"),
-            "package_digest": tags.get("stlm.package_digest"),
-            "golden_digest": tags.get("stlm.golden_digest"),
-            "tags": tags,
-        }
-        return {
-            "action": "adopt",
-            "from": None,
-            "champion": serving,
-            "previous": self.posted.aliases.get(PREVIOUS_ALIAS),
-            "anchor": self.posted.aliases.get(ANCHOR_ALIAS, serving),
-            "by": "reconcile",
-            "reason": "it was champion before there was a ledger",
-            "record": record,
-        }
+        settled = settle(self._board, self._desk.ledger, self._chain, alias=self._desk.alias, lost=self.lost)
+        self._chain, self.posted = settled.chain, settled.posted
+        return settled.repairs
 
 
 def open_desk(

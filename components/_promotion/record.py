@@ -100,10 +100,13 @@ def _metrics(evaluation: EvaluationRef) -> dict[str, Any]:
     report = _read(path)
     if digest_of(report) != evaluation.digest:
         raise InputError(f"evaluation report {path} has digest {digest_of(report)}, judged was {evaluation.digest}")
-    metrics = report["candidate"]["metrics"]
-    return {
-        name: {"value": metric.get("value"), "interval": metric.get("interval")} for name, metric in metrics.items()
-    }
+    try:
+        metrics = report["candidate"]["metrics"]
+        return {
+            name: {"value": metric["value"], "interval": metric.get("interval")} for name, metric in metrics.items()
+        }
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"evaluation report {path} has no candidate metrics: {error!r}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
