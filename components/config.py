@@ -242,6 +242,10 @@ class PromoteSettings:
 
     alias: str = "champion"
     require_approval: bool = False
+    ledger: str = ""
+    """Who was champion when, and why: a folder or ``s3://``; empty: ``<work_dir>/ledger``."""
+    ledger_endpoint_url: str = ""
+    """S3 server of the ledger; empty: ``paths.s3_endpoint_url``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -327,6 +331,11 @@ def load_config(path: str | Path) -> PipelineConfig:
             config.mlflow,
             tracking_uri=_absolute(config.mlflow.tracking_uri, base),
             artifact_root=_absolute(config.mlflow.artifact_root, base),
+        ),
+        promote=replace(
+            config.promote,
+            ledger=_absolute(config.promote.ledger, base) if config.promote.ledger else "",
+            ledger_endpoint_url=config.promote.ledger_endpoint_url or paths.s3_endpoint_url,
         ),
         models=tuple(replace(model, golden=_absolute(model.golden, base)) for model in config.models),
     )

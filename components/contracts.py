@@ -28,6 +28,7 @@ __all__ = [
     "PromotionRef",
     "Reason",
     "ReportRef",
+    "RollbackRef",
     "RunRef",
     "ValidationRef",
     "Verdict",
@@ -274,6 +275,8 @@ class GateDecision(Contract):
     """True for the first model of a key, judged by floors alone."""
     evaluation_digest: str
     package_digest: str
+    becomes_anchor: bool = False
+    """True where the candidate is the best that was ever approved, for later candidates to be measured against."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -287,6 +290,18 @@ class PromotionRef(Contract):
     champion_version: int | None
     previous_version: int | None
     detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RollbackRef(Contract):
+    """What taking a model back came to."""
+
+    outcome: typing.Literal["ROLLED_BACK", "ALREADY_THERE"]
+    name: str
+    champion_version: int
+    from_version: int | None
+    """The champion before; ``None`` where nothing was moved."""
+    detail: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,18 +2,19 @@
 
 The verdict of the gate is bound to what is promoted: candidate, evaluation and package must be the ones it judged, byte
 for byte. Without a verdict of PROMOTE nothing is registered, and that is a success of this step. This step is not
-remembered like the others: run again, it looks at the registry and leaves it as it is.
+remembered like the others: run again, it looks at ledger and registry and leaves them as they are.
 """
 
 import logging
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import stlm
 from components._cli import main_for
-from components.adapters.registry import open_registry
+from components._promotion.decision import outcome_of, promote_version
+from components._promotion.desk import open_desk
+from components._promotion.load_check import check_loads
+from components._promotion.record import promotion_record
+from components.adapters.lease import Clock, utc_now
 from components.adapters.tracking import log_metrics, open_run, set_tags
 from components.config import MlflowSettings, PromoteSettings
 from components.contracts import (
@@ -36,7 +37,8 @@ __all__ = ["PromoteInputs", "main", "promote"]
 
 logger = logging.getLogger(__name__)
 
-_LOAD_CHECK_TIMEOUT_S = 120.0
+_APPROVER = "gate"
+"""No person is asked: the verdict alone lets a candidate in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,11 +56,12 @@ class PromoteInputs:
     settings: PromoteSettings
 
 
-def promote(inputs: PromoteInputs) -> PromotionRef:
+def promote(inputs: PromoteInputs, *, clock: Clock = utc_now) -> PromotionRef:
     """Register the package and move the alias, if the gate said so.
 
     Args:
         inputs: What to promote, and on whose word.
+        clock: The clock of the lease and of the ledger's entries.
 
     Returns:
         What happened; see ``PromotionRef.outcome``.
@@ -66,11 +69,11 @@ def promote(inputs: PromoteInputs) -> PromotionRef:
     Raises:
         InputError: The verdict is about something else than what is to be promoted, the package is altered, or it
             does not load in a clean process.
-        TransientError: MLflow cannot be reached, or another promotion holds the lock for long.
+        TransientError: MLflow or the ledger cannot be reached, or another promotion holds the lease for long.
     """
-    threshold = _check_binding(inputs)
+    calibration = _check_binding(inputs)
     run_id = open_run(inputs.mlflow, inputs.run)
-    outcome = _promote(inputs, run_id, threshold)
+    outcome = _promote(inputs, run_id, calibration, clock)
     set_tags(
         inputs.mlflow,
         run_id,
@@ -80,35 +83,48 @@ def promote(inputs: PromoteInputs) -> PromotionRef:
             "stlm.promotion": outcome.outcome,
         },
     )
-    log_metrics(
-        inputs.mlflow, run_id, {"promote/threshold": threshold, "promote/size_bytes": inputs.package.size_bytes}
-    )
+    figures = {"promote/threshold": calibration.threshold, "promote/size_bytes": inputs.package.size_bytes}
+    log_metrics(inputs.mlflow, run_id, figures)
     logger.info("step=promote outcome=%s version=%s detail=%s", outcome.outcome, outcome.version, outcome.detail)
     return outcome
 
 
-def _promote(inputs: PromoteInputs, run_id: str, threshold: float) -> PromotionRef:
-    run, decision, alias = inputs.run, inputs.decision, inputs.settings.alias
-    registry = open_registry(inputs.mlflow, run)
+def _promote(inputs: PromoteInputs, run_id: str, calibration: Calibration, clock: Clock) -> PromotionRef:
+    run, decision = inputs.run, inputs.decision
+    desk = open_desk(run.key, work_dir=run.work_dir, mlflow=inputs.mlflow, settings=inputs.settings, clock=clock)
     if decision.verdict is not Verdict.PROMOTE:
         against = "; ".join(reason.detail for reason in decision.reasons if reason.verdict is not Verdict.PROMOTE)
-        return registry.refused(run.key, alias=alias, detail=f"verdict {decision.verdict.value}: {against}")
-    _check_loads(Path(inputs.package.package_dir))
-    version = registry.register(run.key, inputs.package, run_id=run_id, tags=_tags(inputs, threshold)).version
+        return outcome_of(desk, "REFUSED", version=None, detail=f"verdict {decision.verdict.value}: {against}")
+    record = promotion_record(
+        run,
+        dataset=inputs.dataset,
+        validation=inputs.validation,
+        candidate=inputs.candidate,
+        evaluation=inputs.evaluation,
+        package=inputs.package,
+        decision=decision,
+        calibration=calibration,
+        approver=_APPROVER,
+    )
+    check_loads(Path(inputs.package.package_dir))
+    tags = _tags(inputs, calibration.threshold)
+    version = desk.registry.register(run.key, inputs.package, run_id=run_id, tags=tags).version
     if inputs.settings.require_approval:
         detail = f"version {version} is registered and waits for approval"
-        return registry.refused(run.key, alias=alias, detail=detail, version=version)
-    return registry.promote(
-        run.key,
-        version=version,
-        expected_champion=decision.champion_version,
-        partition=run.partition,
-        alias=alias,
+        return outcome_of(desk, "REFUSED", version=version, detail=detail)
+    return promote_version(
+        desk,
+        version,
+        judged_against=decision.champion_version,
+        becomes_anchor=decision.becomes_anchor,
+        by=_APPROVER,
+        reason=f"verdict {decision.verdict.value}",
+        record=record,
     )
 
 
-def _check_binding(inputs: PromoteInputs) -> float:
-    """Everything that the verdict names is what lies here; returns the package's threshold."""
+def _check_binding(inputs: PromoteInputs) -> Calibration:
+    """Everything that the verdict names is what lies here; returns the package's calibration."""
     package, decision = inputs.package, inputs.decision
     pairs = {
         "candidate": (package.candidate_key, decision.candidate_key),
@@ -123,28 +139,12 @@ def _check_binding(inputs: PromoteInputs) -> float:
         digest = verify_package(folder)
         if digest != package.digest:
             wrong.append(f"package {folder} has digest {digest}, expected {package.digest}")
-        threshold = Calibration.from_json((folder / CALIBRATION_FILE).read_text(encoding="utf-8")).threshold
+        calibration = Calibration.from_json((folder / CALIBRATION_FILE).read_text(encoding="utf-8"))
     except (StlmError, OSError) as error:
         raise InputError(f"the package to promote is not what was judged: {error}") from error
     if wrong:
         raise InputError(f"the verdict is about something else: {'; '.join(wrong)}")
-    return threshold
-
-
-def _check_loads(package_dir: Path) -> None:
-    """Load and predict in a fresh interpreter, as a server would, before anyone can be served by it."""
-    library = Path(stlm.__file__).parents[1]
-    command = [sys.executable, "-m", "stlm.serving.load_check", str(package_dir.resolve())]
-    try:
-        # The working directory is where "-m" finds the library.
-        done = subprocess.run(
-            command, cwd=library, capture_output=True, text=True, timeout=_LOAD_CHECK_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise InputError(f"package {package_dir} does not load within {_LOAD_CHECK_TIMEOUT_S:.0f} s") from error
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise InputError(f"package {package_dir} does not load in a clean process: {lines[-1]}")
+    return calibration
 
 
 def _tags(inputs: PromoteInputs, threshold: float) -> dict[str, str]:

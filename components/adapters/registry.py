@@ -1,8 +1,8 @@
-"""The model registry: versions that are complete before they are visible, and an alias that moves once.
+"""The model registry: versions that are complete before they are visible.
 
 A version's identity is the tag pair ``stlm.candidate_key`` and ``stlm.package_digest``: registering it again finds it.
 The tags are written in the same transaction as the version, after its files, so a crash leaves either nothing that
-anyone can see or the whole version. Only :meth:`ModelRegistry.promote` moves aliases.
+anyone can see or the whole version. Aliases are moved by ``components/_promotion`` alone.
 """
 
 import contextlib
@@ -10,32 +10,26 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
 
 from filelock import FileLock, Timeout
-from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from components.adapters._mlflow import has_code, mlflow_client, reaching
 from components.adapters._package_cache import fetch_package
 from components.adapters._served_model import PACKAGE_PATH, save_served_model
+from components.adapters.aliases import LAST_CHAMPION_TAG, AliasBoard
 from components.config import MlflowSettings
-from components.contracts import ModelKey, ModelRef, PackageRef, PromotionRef, RunRef
+from components.contracts import ModelKey, ModelRef, PackageRef, RunRef
 from components.errors import InputError, TransientError
 
-__all__ = ["FROZEN_TAG", "PREVIOUS_ALIAS", "ModelRegistry", "open_registry"]
+__all__ = ["ModelRegistry", "open_registry"]
 
 logger = logging.getLogger(__name__)
 
-FROZEN_TAG = "stlm.frozen"
-"""Tag of a registered model: while it is there, with the reason as its value, no alias moves."""
-PREVIOUS_ALIAS = "previous"
 _CANDIDATE_TAG = "stlm.candidate_key"
 _DIGEST_TAG = "stlm.package_digest"
-_PROMOTED_TAG = "stlm.promoted_at_partition"
-_LAST_CHAMPION_TAG = "stlm.last_champion"
-_Outcome = Literal["PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "FROZEN"]
 _LOCK_TIMEOUT_S = 300.0
 
 
@@ -55,6 +49,17 @@ class ModelRegistry:
         self._cache_dir = Path(cache_dir)
         self._client = mlflow_client(tracking_uri)
 
+    def aliases(self, key: ModelKey) -> AliasBoard:
+        """Aliases and tags of a key's model.
+
+        Args:
+            key: Whose model it is.
+
+        Returns:
+            The board; nothing is read yet.
+        """
+        return AliasBoard(self._client, self._uri, key)
+
     def champion(self, key: ModelKey, alias: str = "champion") -> ModelRef | None:
         """The version that serves now.
 
@@ -71,18 +76,18 @@ class ModelRegistry:
             TransientError: MLflow cannot be reached.
         """
         with reaching(self._uri):
-            model = self._model(key)
+            model = self.aliases(key).read()
             if model is None:
                 return None
-            number = _aliased(model, alias)
+            number = model.aliases.get(alias)
             if number is None:
-                last = model.tags.get(_LAST_CHAMPION_TAG)
+                last = model.tags.get(LAST_CHAMPION_TAG)
                 if last is not None and alias == "champion":
                     # Deleting a version silently deletes its aliases; taking that for "no champion yet" would let
                     # the next candidate in with floors alone.
                     raise InputError(
-                        f"{model.name} has no alias {alias!r} although version {last} carried it; "
-                        f"point the alias at a version again"
+                        f"{key.registered_model} has no alias {alias!r} although version {last} carried it; "
+                        f"put it right with `stlm rollback` or `stlm ledger reconcile`"
                     )
                 return None
         return self.version(key, number)
@@ -137,103 +142,10 @@ class ModelRegistry:
             version = self._find(key, package)
             if version is None:
                 source = self._upload(package, run_id)
-                self._create_model(key)
+                self.aliases(key).create()
                 version = self._create_version(key, package, source=source, run_id=run_id, tags=tags)
                 logger.info("registered model=%s version=%s", version.name, version.version)
         return self.version(key, int(version.version))
-
-    def promote(
-        self, key: ModelKey, *, version: int, expected_champion: int | None, partition: str, alias: str = "champion"
-    ) -> PromotionRef:
-        """Move ``alias`` to ``version``, once, if the champion is still the one that the verdict was against.
-
-        Args:
-            key: Whose model it is.
-            version: The judged version.
-            expected_champion: Champion that the verdict was computed against.
-            partition: Night of the promotion, recorded with the version.
-            alias: The alias to move; the version it leaves gets ``previous``.
-
-        Returns:
-            What happened: ``PROMOTED``, ``ALREADY_PROMOTED`` (nothing moved), ``STALE_DECISION`` or ``FROZEN``.
-
-        Raises:
-            InputError: The version does not exist.
-            TransientError: MLflow cannot be reached, another process holds the lock for long, or the alias was
-                moved by somebody who does not take the lock.
-        """
-        with reaching(self._uri), self._exclusive(key):
-            model = self._model(key)
-            if model is None:
-                raise InputError(f"{key.registered_model} is not registered")
-            champion = _aliased(model, alias)
-            tags = self._client.get_model_version(model.name, str(version)).tags
-
-            def result(outcome: _Outcome, detail: str) -> PromotionRef:
-                return self._outcome(key, outcome, version=version, alias=alias, detail=detail)
-
-            if champion == version:
-                self._record(key, version, partition=tags.get(_PROMOTED_TAG, partition))
-                return result("ALREADY_PROMOTED", f"version {version} is the champion already")
-            if _PROMOTED_TAG in tags:
-                return result("ALREADY_PROMOTED", f"version {version} was promoted on {tags[_PROMOTED_TAG]}")
-            if FROZEN_TAG in model.tags:
-                return result("FROZEN", f"promotion is frozen: {model.tags[FROZEN_TAG]}")
-            if champion != expected_champion:
-                return result(
-                    "STALE_DECISION",
-                    f"the verdict was against {_spoken(expected_champion)}, the champion is {_spoken(champion)}",
-                )
-            self._move(key, version, champion=champion, alias=alias)
-            self._record(key, version, partition=partition)
-            logger.info("promoted model=%s version=%d previous=%s", model.name, version, champion)
-            return result("PROMOTED", f"version {version} took over from {_spoken(champion)}")
-
-    def refused(self, key: ModelKey, *, alias: str, detail: str, version: int | None = None) -> PromotionRef:
-        """What the registry looks like after a promotion that was not to be.
-
-        Args:
-            key: Whose model it is.
-            alias: The alias that stays where it is.
-            detail: Why, in a sentence.
-            version: The candidate's version, where it was registered all the same.
-
-        Returns:
-            The outcome ``REFUSED``.
-
-        Raises:
-            TransientError: MLflow cannot be reached.
-        """
-        with reaching(self._uri):
-            return self._outcome(key, "REFUSED", version=version, alias=alias, detail=detail)
-
-    def freeze(self, key: ModelKey, reason: str) -> None:
-        """Stop promotions of this key until :meth:`unfreeze`.
-
-        Args:
-            key: Whose model it is.
-            reason: Why, for whoever wonders.
-
-        Raises:
-            TransientError: MLflow cannot be reached.
-        """
-        with reaching(self._uri), self._exclusive(key):
-            self._create_model(key)
-            self._client.set_registered_model_tag(key.registered_model, FROZEN_TAG, reason)
-
-    def unfreeze(self, key: ModelKey) -> None:
-        """Allow promotions of this key again.
-
-        Args:
-            key: Whose model it is.
-
-        Raises:
-            TransientError: MLflow cannot be reached.
-        """
-        with reaching(self._uri), self._exclusive(key):
-            model = self._model(key)
-            if model is not None and FROZEN_TAG in model.tags:
-                self._client.delete_registered_model_tag(model.name, FROZEN_TAG)
 
     @contextlib.contextmanager
     def _exclusive(self, key: ModelKey) -> Iterator[None]:
@@ -244,15 +156,7 @@ class ModelRegistry:
             with FileLock(path, timeout=_LOCK_TIMEOUT_S):
                 yield
         except Timeout as error:
-            raise TransientError(f"{path} is held by another promotion for over {_LOCK_TIMEOUT_S:.0f} s") from error
-
-    def _model(self, key: ModelKey) -> RegisteredModel | None:
-        try:
-            return self._client.get_registered_model(key.registered_model)
-        except MlflowException as error:
-            if has_code(error, RESOURCE_DOES_NOT_EXIST):
-                return None
-            raise
+            raise TransientError(f"{path} is held by another registration for over {_LOCK_TIMEOUT_S:.0f} s") from error
 
     def _find(self, key: ModelKey, package: PackageRef) -> ModelVersion | None:
         found = self._client.search_model_versions(
@@ -260,15 +164,6 @@ class ModelRegistry:
             f" and tags.`{_DIGEST_TAG}` = '{package.digest}'"
         )
         return min(found, key=lambda version: int(version.version), default=None)
-
-    def _create_model(self, key: ModelKey) -> None:
-        try:
-            self._client.create_registered_model(
-                key.registered_model, tags={"stlm.key": key.slug}, description=f"Anomaly detector of {key.path}"
-            )
-        except MlflowException as error:
-            if not has_code(error, RESOURCE_ALREADY_EXISTS):
-                raise
 
     def _upload(self, package: PackageRef, run_id: str) -> str:
         """Put the package, as an MLflow model, among the run's artifacts; files of a crashed try are overwritten."""
@@ -292,35 +187,6 @@ class ModelRegistry:
         fetch_package(f"{uri}/{PACKAGE_PATH}", digest=version.tags[_DIGEST_TAG], folder=folder, tracking_uri=self._uri)
         return folder
 
-    def _outcome(
-        self, key: ModelKey, outcome: _Outcome, *, version: int | None, alias: str, detail: str
-    ) -> PromotionRef:
-        model = self._model(key)
-        return PromotionRef(
-            outcome=outcome,
-            name=key.registered_model,
-            version=version,
-            champion_version=None if model is None else _aliased(model, alias),
-            previous_version=None if model is None else _aliased(model, PREVIOUS_ALIAS),
-            detail=detail,
-        )
-
-    def _move(self, key: ModelKey, version: int, *, champion: int | None, alias: str) -> None:
-        name = key.registered_model
-        if champion is not None:
-            self._client.set_registered_model_alias(name, PREVIOUS_ALIAS, str(champion))
-        self._client.set_registered_model_alias(name, alias, str(version))
-        model = self._model(key)
-        now = _aliased(model, alias) if model is not None else None
-        if now != version:
-            raise TransientError(f"{name}: alias {alias!r} was set to version {version} but stands at {_spoken(now)}")
-
-    def _record(self, key: ModelKey, version: int, *, partition: str) -> None:
-        """Written after the alias: a crash in between is repaired by the next try, which finds the alias moved."""
-        name = key.registered_model
-        self._client.set_model_version_tag(name, str(version), _PROMOTED_TAG, partition)
-        self._client.set_registered_model_tag(name, _LAST_CHAMPION_TAG, str(version))
-
 
 def open_registry(mlflow: MlflowSettings, run: RunRef) -> ModelRegistry:
     """The registry, with the cache of packages below ``work_dir`` that all steps share.
@@ -336,12 +202,3 @@ def open_registry(mlflow: MlflowSettings, run: RunRef) -> ModelRegistry:
         TransientError: MLflow cannot be reached.
     """
     return ModelRegistry(mlflow.tracking_uri, Path(run.work_dir) / "models")
-
-
-def _aliased(model: RegisteredModel, alias: str) -> int | None:
-    version = model.aliases.get(alias)
-    return None if version is None else int(version)
-
-
-def _spoken(version: int | None) -> str:
-    return "no champion" if version is None else f"version {version}"

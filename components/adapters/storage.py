@@ -5,24 +5,27 @@ are refused, so that a producer cannot make the pipeline read what it should not
 """
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-import boto3.session
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError, PartialCredentialsError
+from filelock import FileLock, Timeout
 
 from components.errors import InputError, TransientError
 
-__all__ = ["LocalStorage", "S3Storage", "Storage", "StoredFile", "checked_name", "open_storage"]
+__all__ = ["LocalStorage", "NotMountedError", "Storage", "StoredFile", "checked_name", "download_whole", "open_storage"]
 
 _CHUNK_BYTES = 1 << 20
-_TRANSIENT_CODES = {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling", "503", "500"}
+_LOCK_TIMEOUT_S = 30.0
+
+
+class NotMountedError(TransientError):
+    """There is no such folder: it was never made, or its mount may come back."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -69,6 +72,22 @@ class Storage(Protocol):
         """Store bytes, or a local file, under ``name``; readers see the old file or the whole new one."""
         ...
 
+    def read_tagged(self, name: str) -> tuple[bytes, str] | None:
+        """The whole file and a tag of this very content, for :meth:`put_if_match`; ``None`` where there is none."""
+        ...
+
+    def put_if_absent(self, name: str, content: bytes) -> bool:
+        """Store ``content`` where there is no such file; of many writers at once exactly one is told ``True``.
+
+        ``content`` must be unique to its writer: a server may apply a request whose answer is lost, and what is found
+        there then tells whose it was.
+        """
+        ...
+
+    def put_if_match(self, name: str, content: bytes, tag: str) -> bool:
+        """Store ``content`` where the file still has the content of ``tag``; otherwise as :meth:`put_if_absent`."""
+        ...
+
 
 def checked_name(name: str) -> str:
     """``name`` if it is a plain relative POSIX path; ``..``, ``/x``, ``a//b`` or a backslash is an ``InputError``."""
@@ -92,6 +111,8 @@ def open_storage(uri: str, *, endpoint_url: str = "") -> Storage:
         InputError: The address is of another kind.
     """
     if uri.startswith("s3://"):
+        from components.adapters._s3_storage import S3Storage
+
         return S3Storage(uri, endpoint_url=endpoint_url)
     if uri.startswith("file://"):
         return LocalStorage(Path(unquote(urlsplit(uri).path)))
@@ -100,7 +121,8 @@ def open_storage(uri: str, *, endpoint_url: str = "") -> Storage:
     return LocalStorage(Path(uri))
 
 
-def _download(storage: Storage, name: str, target: Path) -> None:
+def download_whole(storage: Storage, name: str, target: Path) -> None:
+    """Copy a stored file to ``target``, which appears whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
@@ -135,11 +157,11 @@ class LocalStorage:
 
     def _scan(self, folder: Path) -> list[os.DirEntry[str]]:
         try:
-            with os.scandir(folder) as entries:
+            with _local_errors(folder), os.scandir(folder) as entries:
                 found = sorted(entries, key=lambda entry: entry.name)
         except FileNotFoundError:
             if not self._root.is_dir():
-                raise TransientError(f"folder {self.uri} does not exist, or is not mounted") from None
+                raise NotMountedError(f"folder {self.uri} does not exist, or is not mounted") from None
             return []
         for entry in found:
             if entry.is_symlink():
@@ -184,10 +206,16 @@ class LocalStorage:
 
     def download(self, name: str, target: Path) -> None:
         """See :class:`Storage`."""
-        _download(self, name, target)
+        download_whole(self, name, target)
 
     def put(self, name: str, content: bytes | Path) -> None:
         """See :class:`Storage`."""
+        with self._written(name, content) as (temporary, path):
+            temporary.replace(path)
+
+    @contextlib.contextmanager
+    def _written(self, name: str, content: bytes | Path) -> Iterator[tuple[Path, Path]]:
+        """A hidden file beside ``name`` with ``content``, safely on the disk; gone afterwards, if it is still there."""
         path = self._resolve(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -196,125 +224,67 @@ class LocalStorage:
                 file.write(content if isinstance(content, bytes) else content.read_bytes())
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
+            yield Path(temporary), path
+        finally:
             Path(temporary).unlink(missing_ok=True)
-            raise
 
-
-class S3Storage:
-    """A bucket, or a prefix in one. Credentials come the usual boto3 way, never through configuration."""
-
-    def __init__(self, uri: str, *, endpoint_url: str = "") -> None:
-        """``uri`` is ``s3://bucket[/prefix]``; nothing is asked of the server yet."""
-        parts = urlsplit(uri)
-        if not parts.netloc:
-            raise InputError(f"storage address {uri!r} names no bucket; expected s3://bucket/prefix")
-        self._bucket = parts.netloc
-        self._prefix = f"{parts.path.strip('/')}/".lstrip("/")
-        self._endpoint = endpoint_url
-        # boto3 asks for a region even where the server has none.
-        region = None if not endpoint_url else os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
-        # A session of its own: the default one is not thread-safe and keeps the first credentials it saw.
-        self._client: Any = boto3.session.Session().client(
-            "s3",
-            endpoint_url=endpoint_url or None,
-            region_name=region,
-            config=Config(
-                connect_timeout=5,
-                read_timeout=30,
-                max_pool_connections=16,
-                retries={"max_attempts": 3, "mode": "standard"},
-            ),
-        )
-
-    @property
-    def uri(self) -> str:
-        """``s3://bucket/prefix``."""
-        return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
-
-    def _key(self, name: str) -> str:
-        return self._prefix + checked_name(name)
-
-    def _folder_key(self, prefix: str) -> str:
-        return f"{self._key(prefix)}/" if prefix else self._prefix
-
-    @contextlib.contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        """Tell wrong from unreachable."""
-        where = f"{what} at {self._endpoint or 'AWS'}"
-        try:
-            yield
-        except (NoCredentialsError, PartialCredentialsError) as error:
-            raise InputError(f"{where}: {error}") from error
-        except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-            if code in ("NoSuchKey", "404"):
-                raise InputError(f"{where} does not exist, expected a file") from error
-            if code in _TRANSIENT_CODES or status >= 500:
-                raise TransientError(f"{where}: {error}") from error
-            raise InputError(f"{where}: {error}") from error
-        except (HTTPClientError, BotoCoreError, OSError) as error:
-            raise TransientError(f"{where}: {error}") from error
-
-    def _pages(self, **arguments: Any) -> Iterator[dict[str, Any]]:
-        with self._errors(self.uri):
-            yield from self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, **arguments)
-
-    def folders(self, prefix: str = "") -> list[str]:
-        """See :class:`Storage`; only this level is listed, however much lies below."""
-        key = self._folder_key(prefix)
-        found = [
-            item["Prefix"] for page in self._pages(Prefix=key, Delimiter="/") for item in page.get("CommonPrefixes", [])
-        ]
-        return sorted(name[len(key) :].rstrip("/") for name in found)
-
-    def files(self, prefix: str = "") -> list[StoredFile]:
+    def read_tagged(self, name: str) -> tuple[bytes, str] | None:
         """See :class:`Storage`."""
-        pages = self._pages(Prefix=self._folder_key(prefix))
-        objects = [item for page in pages for item in page.get("Contents", [])]
-        return sorted(
-            StoredFile(name=item["Key"][len(self._prefix) :], num_bytes=item["Size"])
-            for item in objects
-            # Some consoles make folders by empty objects with a closing slash.
-            if not item["Key"].endswith("/")
-        )
-
-    def exists(self, name: str) -> bool:
-        """See :class:`Storage`."""
+        path = self._resolve(name)
         try:
-            with self._errors(f"{self.uri}/{name}"):
-                self._client.head_object(Bucket=self._bucket, Key=self._key(name))
-        except InputError as error:
-            if isinstance(error.__cause__, ClientError) and "404" in str(error.__cause__):
+            with _local_errors(path):
+                content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        return content, hashlib.sha256(content).hexdigest()
+
+    def put_if_absent(self, name: str, content: bytes) -> bool:
+        """See :class:`Storage`."""
+        path = self._resolve(name)
+        with _local_errors(path), self._written(name, content) as (temporary, path):
+            try:
+                # A second name for the same file: the system refuses it where the name is taken, so one writer wins
+                # and nobody sees half a file.
+                os.link(temporary, path)
+            except FileExistsError:
                 return False
-            raise
+            _sync_folder(path.parent)
         return True
 
-    def chunks(self, name: str) -> Iterator[bytes]:
+    def put_if_match(self, name: str, content: bytes, tag: str) -> bool:
         """See :class:`Storage`."""
-        key = self._key(name)
-        with self._errors(f"s3://{self._bucket}/{key}"):
-            body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
-            with contextlib.closing(body):
-                yield from body.iter_chunks(_CHUNK_BYTES)
+        path = self._resolve(name)
+        if not path.exists():
+            return False
+        try:
+            with _local_errors(path), FileLock(path.with_name(f".{path.name}.lock"), timeout=_LOCK_TIMEOUT_S):
+                found = self.read_tagged(name)
+                if found is None or found[1] != tag:
+                    return False
+                self.put(name, content)
+                _sync_folder(path.parent)
+        except Timeout as error:
+            raise TransientError(f"{path} is being written by another for over {_LOCK_TIMEOUT_S:.0f} s") from error
+        return True
 
-    def read(self, name: str) -> bytes:
-        """See :class:`Storage`."""
-        return b"".join(self.chunks(name))
 
-    def download(self, name: str, target: Path) -> None:
-        """See :class:`Storage`."""
-        _download(self, name, target)
+@contextlib.contextmanager
+def _local_errors(path: Path) -> Iterator[None]:
+    """What the system says of a folder, sorted into bad input and bad luck; a missing file is the caller's business."""
+    try:
+        yield
+    except (FileNotFoundError, Timeout):
+        raise
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except OSError as error:
+        raise TransientError(f"{path}: {error.strerror}") from error
 
-    def put(self, name: str, content: bytes | Path) -> None:
-        """See :class:`Storage`."""
-        key = self._key(name)
-        with self._errors(f"s3://{self._bucket}/{key}"):
-            if isinstance(content, bytes):
-                self._client.put_object(Bucket=self._bucket, Key=key, Body=content)
-            else:
-                # Not upload_file(): it wraps what went wrong so that wrong and unreachable look alike.
-                with content.open("rb") as file:
-                    self._client.upload_fileobj(file, self._bucket, key)
+
+def _sync_folder(folder: Path) -> None:
+    """A new name survives a power cut only once its folder is on the disk."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

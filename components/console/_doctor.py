@@ -12,6 +12,7 @@ from pathlib import Path
 
 from components.airflow_env import airflow_environment, repository_root
 from components.config import ModelSettings
+from components.console._problem import ProblemError
 from components.console._status import champion_of
 from components.console._workspace import Workspace
 from components.errors import InputError, TransientError
@@ -22,15 +23,6 @@ __all__ = ["doctor"]
 _PACKAGES = ("airflow", "boto3", "dvc", "great_expectations", "mlflow", "onnxruntime", "timm", "torch", "torchvision")
 _MIN_FREE_GB = 5.0
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
-
-
-class _ProblemError(Exception):
-    """What is wrong, and what to do about it."""
-
-    def __init__(self, *, what: str, remedy: str) -> None:
-        super().__init__(what)
-        self.what = what
-        self.remedy = remedy
 
 
 def doctor(workspace: Workspace) -> int:
@@ -47,10 +39,13 @@ def doctor(workspace: Workspace) -> int:
     for name, check in _checks(workspace):
         try:
             print(f"OK       {name}: {check()}")
-        except _ProblemError as problem:
+        except ProblemError as problem:
             num_problems += 1
             print(f"PROBLEM  {name}: {problem.what}\n         -> {problem.remedy}")
-        except (InputError, TransientError, OSError) as error:
+        except TransientError as error:
+            num_problems += 1
+            print(f"PROBLEM  {name}: {error}\n         -> see that the server runs and can be reached from here")
+        except (InputError, OSError) as error:
             num_problems += 1
             print(f"PROBLEM  {name}: {error}")
     print(f"\n{num_problems or 'No'} problem{'' if num_problems == 1 else 's'} found.")
@@ -63,17 +58,27 @@ def _checks(workspace: Workspace) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "disk space", lambda: _disk_space(Path(paths.work_dir))
     yield "pickle", lambda: _pickle(workspace)
     yield "pools", lambda: _pools(workspace.airflow_home)
-    yield "landing zone", lambda: _store(paths.landing, paths.s3_endpoint_url, "nothing was ever delivered to it")
-    yield "DVC remote", lambda: _store(paths.dvc_remote, paths.s3_endpoint_url, "the first night makes it")
-    for model in workspace.config.models:
+    models, promotion = workspace.config.models, workspace.config.promote
+    has_run = any(nights(paths.work_dir, model.key) for model in models)
+    has_data = (Path(paths.data_repo) / ".git").exists()
+    yield "landing zone", lambda: _store(paths.landing, paths.s3_endpoint_url, needed=has_run)
+    yield "DVC remote", lambda: _store(paths.dvc_remote, paths.s3_endpoint_url, needed=has_data)
+    if promotion.ledger:  # a folder below work_dir otherwise
+        # That it is not there although it was is found entry by entry, below.
+        yield "ledgers", lambda: _store(promotion.ledger, promotion.ledger_endpoint_url, needed=False)
+    for model in models:
         yield f"golden set of {model.key.slug}", partial(_golden, model)
         yield f"champion of {model.key.slug}", partial(_champion, workspace, model)
+        if workspace.has_registry:
+            from components.console._doctor_promotion import promotion_checks
+
+            yield from promotion_checks(workspace, model)
 
 
 def _packages() -> str:
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise _ProblemError(what=f"missing: {', '.join(missing)}", remedy="run `make setup`")
+        raise ProblemError(what=f"missing: {', '.join(missing)}", remedy="run `make setup`")
     return f"{len(_PACKAGES)} of {len(_PACKAGES)} there"
 
 
@@ -82,7 +87,7 @@ def _disk_space(folder: Path) -> str:
         folder = folder.parent
     free_gb = shutil.disk_usage(folder).free / 1e9
     if free_gb < _MIN_FREE_GB:
-        raise _ProblemError(
+        raise ProblemError(
             what=f"{free_gb:.1f} GB free at {folder}", remedy=f"free some: at least {_MIN_FREE_GB:.0f} GB"
         )
     return f"{free_gb:.0f} GB free at {folder}"
@@ -92,7 +97,7 @@ def _pickle(workspace: Workspace) -> str:
     name = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
     here = os.environ.get(name, "")
     if here.lower() not in {"", "false", "0"}:
-        raise _ProblemError(
+        raise ProblemError(
             what=f"{name}={here}", remedy="unset it: models are safetensors and JSON, a pickle can run code"
         )
     return f"refused in tasks ({name}={airflow_environment(workspace.airflow_home, workspace.config_path)[name]})"
@@ -107,28 +112,36 @@ def _pools(home: Path) -> str:
         there = dict(connection.execute("SELECT pool, slots FROM slot_pool"))
     wrong = [f"{name} has {there.get(name, 'no')} slots" for name in wanted if there.get(name) != wanted[name]["slots"]]
     if wrong:
-        raise _ProblemError(what=", ".join(wrong), remedy="run `airflow pools import infra/airflow/pools.json`")
+        raise ProblemError(what=", ".join(wrong), remedy="run `airflow pools import infra/airflow/pools.json`")
     return ", ".join(f"{name} {pool['slots']}" for name, pool in wanted.items())
 
 
-def _store(uri: str, endpoint_url: str, not_yet: str) -> str:
+def _store(uri: str, endpoint_url: str, *, needed: bool) -> str:
     if "://" not in uri:
         folder = Path(uri)
         if not folder.exists():
-            return f"{folder} is not there yet; {not_yet}"
+            if needed:
+                raise ProblemError(what=f"{folder} does not exist", remedy="mount it, or bring it back from a backup")
+            return f"{folder} is not there yet; it is made when it is needed"
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-            raise _ProblemError(what=f"{folder} cannot be read and written", remedy="give this user the right to")
+            raise ProblemError(what=f"{folder} cannot be read and written", remedy="give this user the right to")
         return str(folder)
     from components.adapters.storage import open_storage
 
-    open_storage(uri, endpoint_url=endpoint_url).folders()
+    try:
+        open_storage(uri, endpoint_url=endpoint_url).folders()
+    except (InputError, TransientError) as error:
+        raise ProblemError(
+            what=str(error),
+            remedy="see that the server runs, that the bucket exists, and that the AWS credentials are this user's",
+        ) from error
     return uri
 
 
 def _golden(model: ModelSettings) -> str:
     test = Path(model.golden) / "test"
     if not test.is_dir():
-        raise _ProblemError(
+        raise ProblemError(
             what=f"{test} does not exist",
             remedy="run `stlm data` for the quick start, or put a golden set in MVTec layout there",
         )
@@ -139,7 +152,7 @@ def _golden(model: ModelSettings) -> str:
     }
     num_good, num_defective = counts.pop("good", 0), sum(counts.values())
     if not num_good or not num_defective:
-        raise _ProblemError(
+        raise ProblemError(
             what=f"{test} has {num_good} good and {num_defective} defective images",
             remedy="metrics need both: add images to test/good and test/<defect>",
         )
@@ -147,14 +160,20 @@ def _golden(model: ModelSettings) -> str:
 
 
 def _champion(workspace: Workspace, model: ModelSettings) -> str:
-    champion = champion_of(workspace, model)
+    try:
+        champion = champion_of(workspace, model)
+    except InputError as error:
+        raise ProblemError(
+            what=str(error),
+            remedy="`stlm ledger reconcile` puts an alias back; `stlm rollback --to VERSION` replaces a lost version",
+        ) from error
     if champion is not None:
         return f"version {champion.version} of {champion.name}, its files as registered"
     finished = [
         run.partition for run in nights(workspace.config.paths.work_dir, model.key) if "report" in read_night(run)
     ]
     if finished:
-        raise _ProblemError(
+        raise ProblemError(
             what=f"none, after {len(finished)} nights", remedy=f"see why in the page of {finished[-1]}: `stlm report`"
         )
     return "none yet; the first promoted night makes one"

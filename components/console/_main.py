@@ -1,9 +1,11 @@
 """Arguments in, exit code out; every command's work is in a module of its own."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
+from components.console._promotion_commands import add_promotion_commands
 from components.console._workspace import Workspace, open_workspace
 from components.errors import EXIT_INPUT_ERROR, EXIT_TRANSIENT_ERROR, InputError, TransientError
 
@@ -104,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--night", default="", metavar="YYYY-MM-DD", help="which night (the newest)")
     report.add_argument("--open", action="store_true", help="open it in the browser")
     command("data", _data, "Make the quick start's data.")
+    add_promotion_commands(command, _at_least_one)
     return parser
 
 
@@ -118,6 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         after Ctrl-C.
     """
     args = _parser().parse_args(argv)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # what goes wrong is told in one line
     try:
         function: Command = args.function
         return function(open_workspace(args.config, args.state), args)

@@ -13,6 +13,8 @@ from components.night_record import nights, read_night
 
 __all__ = ["champion_of", "report", "status"]
 
+_NUM_ENTRIES = 3
+
 
 def champion_of(workspace: Workspace, model: ModelSettings) -> ModelRef | None:
     """The model that serves now.
@@ -28,21 +30,26 @@ def champion_of(workspace: Workspace, model: ModelSettings) -> ModelRef | None:
         InputError: The alias is missing although there was a champion.
         TransientError: MLflow cannot be reached.
     """
-    tracking = workspace.config.mlflow.tracking_uri
-    scheme, _, database = tracking.partition(":///")
-    if scheme == "sqlite" and not Path(database).exists():
-        return None  # asking would create it
+    if not workspace.has_registry:
+        return None
     from components.adapters.registry import ModelRegistry
 
-    registry = ModelRegistry(tracking, Path(workspace.config.paths.work_dir) / "models")
+    registry = ModelRegistry(workspace.config.mlflow.tracking_uri, Path(workspace.config.paths.work_dir) / "models")
     return registry.champion(model.key, workspace.config.promote.alias)
 
 
 def status(workspace: Workspace, *, num_nights: int) -> int:
-    """Print champion, threshold and last nights of every key; 0."""
+    """Print champion, threshold, last nights and last ledger entries of every key; 0, or 1 for a broken ledger."""
+    num_broken = 0
     for model in workspace.config.models:
         print(model.key.slug)
         print(f"  {_champion_line(workspace, model)}")
+        try:
+            lines = _ledger_lines(workspace, model)
+        except InputError as error:
+            num_broken += 1
+            lines = [f"PROBLEM  {error}"]
+        print("".join(f"  {line}\n" for line in lines), end="")
         known = nights(workspace.config.paths.work_dir, model.key)
         if not known:
             print("  no night has been run")
@@ -50,7 +57,15 @@ def status(workspace: Workspace, *, num_nights: int) -> int:
             records = read_night(run)
             image_auroc = _image_auroc(records["evaluate"].outputs) if "evaluate" in records else ""
             print(f"  {run.partition}  {verdict_of(records):<13} {image_auroc:<20} {page_of(records) or ''}".rstrip())
-    return 0
+    return 1 if num_broken else 0
+
+
+def _ledger_lines(workspace: Workspace, model: ModelSettings) -> list[str]:
+    if not workspace.has_registry:
+        return []
+    from components.console._ledger import last_lines
+
+    return last_lines(workspace, model, limit=_NUM_ENTRIES)
 
 
 def _champion_line(workspace: Workspace, model: ModelSettings) -> str:

@@ -31,6 +31,12 @@ class Workspace:
         """The quick start's data."""
         return repository_root() / "data"
 
+    @property
+    def has_registry(self) -> bool:
+        """Whether there is a registry to ask: asking for an SQLite file that is not there would create it."""
+        scheme, _, database = self.config.mlflow.tracking_uri.partition(":///")
+        return scheme != "sqlite" or Path(database).exists()
+
     def model(self, slug: str) -> ModelSettings:
         """The model of a key, or the only one where ``slug`` is empty; ``InputError`` names the choice."""
         if slug:

@@ -64,7 +64,7 @@ def test_every_stlm_command_and_option_that_is_named_exists(document: str) -> No
     lines = [line for part in code for line in part.splitlines()]
 
     for line in lines:
-        match = re.search(r"(?:^|/|\s)stlm ((?:--(?:config|state) \S+ )*)([a-z]+)(.*)", line)
+        match = re.search(r"(?:^|/|\s)stlm ((?:--(?:config|state) \S+ )*)([a-z][a-z-]*)(.*)", line)
         if match is None:
             continue
         _, command, rest = match.groups()
@@ -75,7 +75,7 @@ def test_every_stlm_command_and_option_that_is_named_exists(document: str) -> No
 
 
 def test_the_readme_lists_exactly_the_commands_of_stlm_with_their_own_words() -> None:
-    rows = dict(re.findall(r"^\| `stlm ([a-z]+)` \| (.+) \|$", section("## The `stlm` command"), flags=re.MULTILINE))
+    rows = dict(re.findall(r"^\| `stlm ([a-z-]+)` \| (.+) \|$", section("## The `stlm` command"), flags=re.MULTILINE))
 
     assert list(rows) == list(subcommands())
 

@@ -21,6 +21,7 @@ from components.contracts import (
     PromotionRef,
     Reason,
     ReportRef,
+    RollbackRef,
     RunRef,
     ValidationRef,
     Verdict,
@@ -30,7 +31,7 @@ from components.contracts import (
 
 CONTRACTS = (
     BatchRef, CandidateRef, DatasetRef, EvaluationRef, GateDecision, ModelKey, ModelRef, PackageRef, PromotionRef,
-    Reason, ReportRef, RunRef, ValidationRef,
+    Reason, ReportRef, RollbackRef, RunRef, ValidationRef,
 )  # fmt: skip
 _SLUGS = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,20}", fullmatch=True)
 _KEYS = st.builds(ModelKey, product=_SLUGS, line=_SLUGS, camera=_SLUGS)

@@ -9,20 +9,13 @@ from mlflow import MlflowClient
 from components.adapters.registry import open_registry
 from components.adapters.tracking import open_run
 from components.config import MlflowSettings, PromoteSettings
-from components.contracts import (
-    CandidateRef,
-    DatasetRef,
-    EvaluationRef,
-    GateDecision,
-    Reason,
-    ValidationRef,
-    Verdict,
-)
+from components.contracts import Verdict
 from components.errors import InputError, TransientError
-from components.promote import PromoteInputs, promote
+from components.promote import promote
 from stlm.serving.package import seal_package
 from stlm.serving.predictor import OnnxPredictor
-from tests.helpers.model_package import KEY, new_mlflow, night, write_package
+from tests.helpers.model_package import KEY, new_mlflow
+from tests.helpers.promotion import inputs_for
 
 NAME = KEY.registered_model
 
@@ -35,76 +28,6 @@ def mlflow(tmp_path: Path) -> MlflowSettings:
 @pytest.fixture
 def client(mlflow: MlflowSettings) -> MlflowClient:
     return MlflowClient(tracking_uri=mlflow.tracking_uri, registry_uri=mlflow.tracking_uri)
-
-
-def inputs_for(
-    tmp_path: Path,
-    mlflow: MlflowSettings,
-    *,
-    seed: int = 0,
-    champion: int | None = None,
-    verdict: Verdict = Verdict.PROMOTE,
-) -> PromoteInputs:
-    package = write_package(tmp_path / f"package-{seed}", seed=seed)
-    refused = Reason(rule="floor", verdict=verdict, detail="image_auroc 0.61 is below 0.70")
-    evaluation = EvaluationRef(
-        report_path="",
-        scores_path="",
-        digest="e" * 64,
-        golden_digest="f" * 64,
-        candidate_key=package.candidate_key,
-        champion_version=champion,
-        synthetic_pixels=True,
-        metrics={"image_auroc": 0.9},
-        champion_metrics={},
-    )
-    return PromoteInputs(
-        run=night(tmp_path / "work", f"2026-11-0{seed + 1}"),
-        package=package,
-        decision=GateDecision(
-            verdict=verdict,
-            reasons=(Reason(rule="parity", verdict=Verdict.PROMOTE, detail="parity holds"), refused),
-            candidate_key=package.candidate_key,
-            champion_version=champion,
-            bootstrap=champion is None,
-            evaluation_digest=evaluation.digest,
-            package_digest=package.digest,
-        ),
-        dataset=DatasetRef(
-            repo="",
-            revision="a" * 40,
-            tag="night/cells.line1.cam1/2026-11-01",
-            dvc_md5="b" * 32,
-            path="",
-            digest="",
-            num_images=40,
-        ),
-        validation=ValidationRef(
-            table_path="",
-            docs_path="",
-            digest="d" * 64,
-            num_accepted=40,
-            num_quarantined=0,
-            num_rejected=0,
-            rejected_lots=(),
-            reasons={},
-            champion=None,
-        ),
-        evaluation=evaluation,
-        candidate=CandidateRef(
-            package_dir="",
-            candidate_key=package.candidate_key,
-            weights_sha256="9" * 64,
-            parent_version=champion,
-            num_steps=1,
-            num_new_images=40,
-            num_replay_images=0,
-            training_seconds=1.0,
-            curves_path="",
-        ),
-        mlflow=mlflow,
-        settings=PromoteSettings(),
-    )
 
 
 def test_the_first_blessed_candidate_becomes_champion_with_its_whole_story(
@@ -143,7 +66,7 @@ def test_promoting_again_after_a_clear_ends_in_the_same_state(
     assert outcomes == ["PROMOTED", "ALREADY_PROMOTED", "ALREADY_PROMOTED"]
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
     aliases = client.get_registered_model(NAME).aliases
-    assert {alias: int(version) for alias, version in aliases.items()} == {"champion": 2, "previous": 1}
+    assert {alias: int(version) for alias, version in aliases.items()} == {"champion": 2, "previous": 1, "anchor": 1}
 
 
 @pytest.mark.parametrize("verdict", [Verdict.REJECT, Verdict.INCONCLUSIVE, Verdict.ERROR])
@@ -176,10 +99,12 @@ def test_a_verdict_against_a_former_champion_moves_nothing(tmp_path: Path, mlflo
     assert (outcome.outcome, outcome.version, outcome.champion_version) == ("STALE_DECISION", 2, 1)
 
 
-def test_a_frozen_key_keeps_its_champion(tmp_path: Path, mlflow: MlflowSettings) -> None:
+def test_a_key_frozen_by_hand_in_mlflow_keeps_its_champion(
+    tmp_path: Path, mlflow: MlflowSettings, client: MlflowClient
+) -> None:
     first = inputs_for(tmp_path, mlflow)
     promote(first)
-    open_registry(mlflow, first.run).freeze(KEY, "line is being rebuilt")
+    client.set_registered_model_tag(NAME, "stlm.frozen", "line is being rebuilt")
 
     outcome = promote(inputs_for(tmp_path, mlflow, seed=1, champion=1))
 

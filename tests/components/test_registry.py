@@ -1,4 +1,4 @@
-"""The registry under retries, crashes, races and people: one version per candidate, one move per promotion."""
+"""The registry under retries, crashes, races and people: one version per candidate, complete before it is seen."""
 
 import json
 import os
@@ -48,10 +48,6 @@ def package(tmp_path: Path, seed: int, threshold: float = 0.5) -> PackageRef:
     folder = tmp_path / f"package-{seed}-{threshold}"
     shutil.rmtree(folder, ignore_errors=True)
     return write_package(folder, seed=seed, threshold=threshold)
-
-
-def aliases(client: MlflowClient) -> dict[str, int]:
-    return {alias: int(version) for alias, version in client.get_registered_model(NAME).aliases.items()}
 
 
 def test_a_key_without_a_model_has_no_champion(registry: ModelRegistry) -> None:
@@ -114,7 +110,7 @@ def test_a_crash_while_registering_is_completed_by_the_next_try(
     what = package(tmp_path, 0)
     source = registry._upload(what, run_id)
     if crash_after != "upload":
-        registry._create_model(KEY)
+        registry.aliases(KEY).create()
     if crash_after == "create_version":
         registry._create_version(KEY, what, source=source, run_id=run_id, tags={"stlm.partition": "2026-11-01"})
 
@@ -136,120 +132,17 @@ def test_a_half_uploaded_model_is_replaced(registry: ModelRegistry, run_id: str,
     OnnxPredictor(ref.package_dir)
 
 
-def promoted(registry: ModelRegistry, tmp_path: Path, run_id: str, seed: int, expected: int | None) -> int:
-    version = registry.register(KEY, package(tmp_path, seed), run_id=run_id, tags={}).version
-    outcome = registry.promote(KEY, version=version, expected_champion=expected, partition=f"2026-11-0{seed + 1}")
-    assert outcome.outcome == "PROMOTED", outcome
-    return version
-
-
-def test_promotion_moves_champion_and_keeps_the_way_back(
-    registry: ModelRegistry, client: MlflowClient, run_id: str, tmp_path: Path
-) -> None:
-    assert promoted(registry, tmp_path, run_id, 0, None) == 1
-    version = registry.register(KEY, package(tmp_path, 1), run_id=run_id, tags={}).version
-
-    outcome = registry.promote(KEY, version=version, expected_champion=1, partition="2026-11-02")
-
-    assert (outcome.outcome, outcome.champion_version, outcome.previous_version) == ("PROMOTED", 2, 1)
-    assert aliases(client) == {"champion": 2, "previous": 1}
-    assert client.get_model_version(NAME, "2").tags["stlm.promoted_at_partition"] == "2026-11-02"
-    champion = registry.champion(KEY)
-    assert champion is not None
-    assert champion.version == 2
-    assert Path(champion.package_dir) == tmp_path / "models" / NAME / "2"
-
-
-def test_promotion_tried_again_moves_nothing(registry: ModelRegistry, run_id: str, tmp_path: Path) -> None:
-    promoted(registry, tmp_path, run_id, 0, None)
-    promoted(registry, tmp_path, run_id, 1, 1)
-
-    again = registry.promote(KEY, version=2, expected_champion=1, partition="2026-11-02")
-    outdated = registry.promote(KEY, version=1, expected_champion=None, partition="2026-11-01")
-
-    assert (again.outcome, again.champion_version, again.previous_version) == ("ALREADY_PROMOTED", 2, 1)
-    assert (outdated.outcome, outdated.champion_version, outdated.previous_version) == ("ALREADY_PROMOTED", 2, 1)
-    assert "2026-11-01" in outdated.detail
-
-
-def test_verdict_against_a_former_champion_is_stale(registry: ModelRegistry, run_id: str, tmp_path: Path) -> None:
-    promoted(registry, tmp_path, run_id, 0, None)
-    promoted(registry, tmp_path, run_id, 1, 1)
-    late = registry.register(KEY, package(tmp_path, 2), run_id=run_id, tags={}).version
-
-    for judged_against in (1, None):
-        outcome = registry.promote(KEY, version=late, expected_champion=judged_against, partition="2026-11-03")
-        assert (outcome.outcome, outcome.champion_version) == ("STALE_DECISION", 2)
-    assert "against no champion, the champion is version 2" in outcome.detail
-
-
-def test_of_many_promotions_at_once_exactly_one_wins(
-    mlflow: MlflowSettings, registry: ModelRegistry, client: MlflowClient, run_id: str, tmp_path: Path
-) -> None:
-    promoted(registry, tmp_path, run_id, 0, None)
-    source = str(client.get_model_version(NAME, "1").source)
-    versions = [
-        int(client.create_model_version(NAME, source, run_id=run_id, tags=dict(_identity(seed))).version)
-        for seed in range(8)
-    ]
-    outcomes: list[str] = []
-
-    def work(version: int) -> None:
-        own = ModelRegistry(mlflow.tracking_uri, tmp_path / "models")
-        done = own.promote(KEY, version=version, expected_champion=1, partition="2026-11-02")
-        outcomes.append(done.outcome)
-
-    threads = [threading.Thread(target=work, args=(version,)) for version in versions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert sorted(outcomes) == ["PROMOTED"] + ["STALE_DECISION"] * 7
-    assert aliases(client)["previous"] == 1
-
-
-def _identity(seed: int) -> dict[str, str]:
-    return {"stlm.candidate_key": f"{seed:064x}", "stlm.package_digest": f"{seed:064x}"}
-
-
-def test_freeze_stops_promotion_until_it_is_lifted(registry: ModelRegistry, run_id: str, tmp_path: Path) -> None:
-    promoted(registry, tmp_path, run_id, 0, None)
-    version = registry.register(KEY, package(tmp_path, 1), run_id=run_id, tags={}).version
-    registry.freeze(KEY, "camera is being replaced")
-
-    frozen = registry.promote(KEY, version=version, expected_champion=1, partition="2026-11-02")
-    own = registry.promote(KEY, version=1, expected_champion=None, partition="2026-11-01")
-    registry.unfreeze(KEY)
-    after = registry.promote(KEY, version=version, expected_champion=1, partition="2026-11-02")
-
-    assert (frozen.outcome, frozen.champion_version) == ("FROZEN", 1)
-    assert "camera is being replaced" in frozen.detail
-    assert own.outcome == "ALREADY_PROMOTED"
-    assert (after.outcome, after.champion_version) == ("PROMOTED", 2)
-
-
-@pytest.mark.parametrize("crash_after", ["previous", "champion"])
-def test_a_crash_while_promoting_is_completed_by_the_next_try(
-    registry: ModelRegistry, client: MlflowClient, run_id: str, tmp_path: Path, crash_after: str
-) -> None:
-    promoted(registry, tmp_path, run_id, 0, None)
-    registry.register(KEY, package(tmp_path, 1), run_id=run_id, tags={})
-    client.set_registered_model_alias(NAME, "previous", "1")
-    if crash_after == "champion":
-        client.set_registered_model_alias(NAME, "champion", "2")
-
-    registry.promote(KEY, version=2, expected_champion=1, partition="2026-11-02")
-
-    assert aliases(client) == {"champion": 2, "previous": 1}
-    assert client.get_registered_model(NAME).tags["stlm.last_champion"] == "2"
-    assert client.get_model_version(NAME, "2").tags["stlm.promoted_at_partition"] == "2026-11-02"
+def champion(registry: ModelRegistry, tmp_path: Path, run_id: str) -> None:
+    """Version 1 as champion, by hand."""
+    version = registry.register(KEY, package(tmp_path, 0), run_id=run_id, tags={}).version
+    registry.aliases(KEY).point("champion", version)
 
 
 def test_a_champion_whose_version_was_deleted_is_not_taken_for_a_first_night(
     registry: ModelRegistry, client: MlflowClient, run_id: str, tmp_path: Path
 ) -> None:
-    promoted(registry, tmp_path, run_id, 0, None)
+    champion(registry, tmp_path, run_id)
+    client.set_registered_model_tag(NAME, "stlm.last_champion", "1")
     client.delete_model_version(NAME, "1")
 
     with pytest.raises(InputError, match="no alias 'champion' although version 1 carried it"):
@@ -257,14 +150,14 @@ def test_a_champion_whose_version_was_deleted_is_not_taken_for_a_first_night(
 
 
 def test_an_altered_copy_in_the_cache_is_downloaded_again(registry: ModelRegistry, run_id: str, tmp_path: Path) -> None:
-    promoted(registry, tmp_path, run_id, 0, None)
-    champion = registry.champion(KEY)
-    assert champion is not None
-    (Path(champion.package_dir) / "calibration.json").write_text("{}")
+    champion(registry, tmp_path, run_id)
+    serving = registry.champion(KEY)
+    assert serving is not None
+    (Path(serving.package_dir) / "calibration.json").write_text("{}")
 
     again = registry.champion(KEY)
 
-    assert again == champion
+    assert again == serving
     OnnxPredictor(again.package_dir)
     assert sorted(path.name for path in (tmp_path / "models" / NAME).iterdir()) == [".1.lock", "1"]
 
@@ -272,7 +165,7 @@ def test_an_altered_copy_in_the_cache_is_downloaded_again(registry: ModelRegistr
 def test_what_was_altered_in_the_registry_is_refused(
     registry: ModelRegistry, client: MlflowClient, run_id: str, tmp_path: Path
 ) -> None:
-    promoted(registry, tmp_path, run_id, 0, None)
+    champion(registry, tmp_path, run_id)
     stored = Path(str(client.get_model_version(NAME, "1").source)) / "artifacts" / "package"
     (stored / "calibration.json").write_text("{}")
     shutil.rmtree(tmp_path / "models" / NAME)
@@ -293,7 +186,7 @@ def test_a_champion_that_promote_never_saw_is_refused(
 
 
 def test_an_unknown_version_is_bad_input(registry: ModelRegistry, run_id: str, tmp_path: Path) -> None:
-    promoted(registry, tmp_path, run_id, 0, None)
+    champion(registry, tmp_path, run_id)
 
     with pytest.raises(InputError, match="has no version 7"):
         registry.version(KEY, 7)
@@ -307,7 +200,7 @@ def test_an_unreachable_registry_is_worth_a_retry(tmp_path: Path) -> None:
 def test_a_clean_process_serves_the_champion_by_its_alias(
     mlflow: MlflowSettings, registry: ModelRegistry, run_id: str, tmp_path: Path
 ) -> None:
-    promoted(registry, tmp_path, run_id, 0, None)
+    champion(registry, tmp_path, run_id)
     random = np.random.default_rng(0)
     pictures = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((64, 64), (100, 37))]
     for index, picture in enumerate(pictures):
@@ -360,11 +253,11 @@ print(json.dumps({"answers": answers, "refusals": refusals, "names": names}))
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
 
-    champion = registry.champion(KEY)
-    assert champion is not None
+    serving = registry.champion(KEY)
+    assert serving is not None
     expected = [
         [p.score, p.label, float(p.anomaly_map.max()), list(p.anomaly_map.shape)]
-        for p in OnnxPredictor(champion.package_dir).predict(pictures)
+        for p in OnnxPredictor(serving.package_dir).predict(pictures)
     ]
     assert set(said["answers"]) == {"bytes", "arrays", "records", "base64", "lists"}
     assert all(answer == expected for answer in said["answers"].values())

@@ -2,8 +2,12 @@
 
 import os
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,8 @@ import pytest
 from components.adapters.storage import Storage, StoredFile, open_storage
 from components.errors import InputError, TransientError
 from tests.helpers.s3_server import S3Server
+
+NewStore = Callable[[], str]
 
 
 @pytest.fixture(params=["folder", "file://", "s3://"])
@@ -133,3 +139,78 @@ def test_the_server_of_these_tests_listens_on_loopback_only(s3: S3Server) -> Non
     listening = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="utf-8").splitlines()[1:]]
     addresses = {fields[1].split(":")[0] for fields in listening if int(fields[1].split(":")[1], 16) == port}
     assert addresses == {"0100007F"}, f"{addresses} seen from process {os.getpid()}"
+
+
+def test_of_many_that_put_where_nothing_is_exactly_one_wins(storage: Storage) -> None:
+    contents = [f"writer {number}".encode() for number in range(8)]
+
+    won = _at_once([lambda content=content: storage.put_if_absent("ledger/1.json", content) for content in contents])
+
+    assert sum(won) == 1
+    assert storage.read("ledger/1.json") == contents[won.index(True)]
+    assert not storage.put_if_absent("ledger/1.json", b"later")
+    assert [file.name for file in storage.files("ledger")] == ["ledger/1.json"]
+
+
+def test_of_many_that_replace_what_they_read_exactly_one_wins(storage: Storage) -> None:
+    assert storage.read_tagged("lease.json") is None
+    storage.put_if_absent("lease.json", b"first")
+    found = storage.read_tagged("lease.json")
+    assert found is not None
+    content, tag = found
+    contents = [f"writer {number}".encode() for number in range(8)]
+
+    won = _at_once([lambda mine=mine: storage.put_if_match("lease.json", mine, tag) for mine in contents])
+
+    assert content == b"first"
+    assert sum(won) == 1
+    assert storage.read("lease.json") == contents[won.index(True)]
+
+
+def test_nothing_replaces_what_is_not_there(storage: Storage) -> None:
+    assert not storage.put_if_match("lease.json", b"mine", "0" * 64)
+    assert not storage.exists("lease.json")
+
+
+def test_a_conditional_put_whose_answer_was_lost_is_known_by_its_content(s3: S3Server, new_store: NewStore) -> None:
+    """boto3 repeats a request that timed out; the repetition is refused because of the first one."""
+    storage = open_storage(new_store(), endpoint_url=s3.endpoint_url)
+
+    assert storage.put_if_absent("a.json", b"mine")
+    assert storage.put_if_absent("a.json", b"mine")
+    assert not storage.put_if_absent("a.json", b"another's")
+
+
+def test_a_writer_that_dies_leaves_no_half_file_and_nobody_waiting(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    code = (
+        "import os, sys; from components.adapters.storage import open_storage\n"
+        "os.link = lambda *_: os._exit(77)\n"
+        "open_storage(sys.argv[1]).put_if_absent('1.json', b'x' * 1_000_000)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 77
+
+    assert not storage.exists("1.json")
+    assert storage.put_if_absent("1.json", b"second")
+
+
+def test_a_folder_that_may_not_be_written_or_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for attempt in (
+        lambda: open_storage(str(tmp_path / "file")).put_if_absent("1.json", b""),
+        lambda: open_storage(str(tmp_path / "file")).read_tagged("1.json"),
+        lambda: open_storage(str(tmp_path / "file")).files(),
+    ):
+        with pytest.raises(InputError, match=str(tmp_path / "file")):
+            attempt()
+
+
+def _at_once(tasks: list[Callable[[], bool]]) -> list[bool]:
+    barrier = threading.Barrier(len(tasks))
+
+    def run(task: Callable[[], bool]) -> bool:
+        barrier.wait()
+        return task()
+
+    with ThreadPoolExecutor(max_workers=len(tasks)) as pool:
+        return list(pool.map(run, tasks))

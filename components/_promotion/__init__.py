@@ -1,0 +1,1 @@
+"""Moving aliases so that it can be trusted and taken back: the only code that moves one."""

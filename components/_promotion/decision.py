@@ -1,0 +1,111 @@
+"""Whether a registered version may take over now, and the move if so."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from components._promotion.desk import Desk, HeldDesk
+from components.adapters.aliases import FROZEN_TAG, PREVIOUS_ALIAS, PROMOTED_TAG
+from components.contracts import PromotionRef
+from components.errors import InputError
+
+__all__ = ["Outcome", "outcome_of", "promote_version"]
+
+logger = logging.getLogger(__name__)
+
+Outcome = Literal["PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "FROZEN"]
+
+
+def promote_version(
+    desk: Desk,
+    version: int,
+    *,
+    judged_against: int | None,
+    becomes_anchor: bool,
+    by: str,
+    reason: str,
+    record: Mapping[str, Any],
+) -> PromotionRef:
+    """Make a version the champion, once, if the champion is still the one that the verdict was against.
+
+    Args:
+        desk: The key's desk.
+        version: A registered version.
+        judged_against: Champion that the verdict was computed against.
+        becomes_anchor: Whether it is the best that was ever approved; the first champion is in any case.
+        by: Who lets it in.
+        reason: Why.
+        record: What shall be known of it for good; its ``partition`` is the night.
+
+    Returns:
+        What happened: ``PROMOTED``, ``ALREADY_PROMOTED`` (nothing moved), ``STALE_DECISION`` or ``FROZEN``.
+
+    Raises:
+        InputError: The ledger was tampered with, or the champion was deleted from the registry.
+        TransientError: MLflow or the ledger cannot be reached, another holds the lease for long, or it was lost.
+    """
+    with desk.held(f"promote {record['partition']}") as held:
+        outcome, detail = _decided(held, version, judged_against)
+        if outcome == "PROMOTED":
+            standing = held.standing
+            anchor = version if becomes_anchor or standing.anchor is None else standing.anchor
+            held.move(version, action="promote", anchor=anchor, by=by, reason=reason, record=record)
+            logger.info("promoted model=%s version=%d from=%s", desk.key.registered_model, version, standing.champion)
+        return outcome_of(desk, outcome, version=version, detail=detail)
+
+
+def outcome_of(desk: Desk, outcome: Outcome, *, version: int | None, detail: str) -> PromotionRef:
+    """An outcome with what the registry carries now.
+
+    Args:
+        desk: The key's desk.
+        outcome: What happened.
+        version: The candidate's version, where it has one.
+        detail: Why, in a sentence.
+
+    Returns:
+        The outcome.
+
+    Raises:
+        TransientError: MLflow cannot be reached.
+    """
+    posted = desk.board.read()
+    return PromotionRef(
+        outcome=outcome,
+        name=desk.key.registered_model,
+        version=version,
+        champion_version=None if posted is None else posted.aliases.get(desk.alias),
+        previous_version=None if posted is None else posted.aliases.get(PREVIOUS_ALIAS),
+        detail=detail,
+    )
+
+
+def _decided(held: HeldDesk, version: int, judged_against: int | None) -> tuple[Outcome, str]:
+    standing = held.standing
+    champion, commit = standing.champion, standing.commits.get(version)
+    if champion == version:
+        return "ALREADY_PROMOTED", f"version {version} is the champion already"
+    tags = held.version_tags(version)
+    if tags is None:
+        raise InputError(f"{held.name} has no version {version}")
+    night = tags.get(PROMOTED_TAG) if commit is None else commit.body["record"].get("partition")
+    if commit is not None or night is not None:
+        return "ALREADY_PROMOTED", f"version {version} was promoted on {night}"
+    frozen = standing.frozen_because() or held.posted.tags.get(FROZEN_TAG, "")
+    if frozen:
+        return "FROZEN", f"promotion is frozen: {frozen}"
+    if champion is not None and champion in held.lost:
+        raise InputError(
+            f"version {champion} of {held.name}, the champion, was deleted from the registry; take back an earlier "
+            f"one with `stlm rollback --to VERSION`"
+        )
+    if champion != judged_against:
+        return (
+            "STALE_DECISION",
+            f"the verdict was against {_spoken(judged_against)}, the champion is {_spoken(champion)}",
+        )
+    return "PROMOTED", f"version {version} took over from {_spoken(champion)}"
+
+
+def _spoken(version: int | None) -> str:
+    return "no champion" if version is None else f"version {version}"

@@ -1,0 +1,12 @@
+"""What a check of the doctor found."""
+
+__all__ = ["ProblemError"]
+
+
+class ProblemError(Exception):
+    """What is wrong, and what to do about it."""
+
+    def __init__(self, *, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy
