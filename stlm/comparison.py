@@ -154,7 +154,7 @@ def complete_rows(counts: npt.NDArray[Any], *needed: Members) -> npt.NDArray[Any
 
     Args:
         counts: ``(S, N)`` draws.
-        needed: ``(N,)`` each: of these images at least one must be drawn. Where there is none at all, that is for the
+        *needed: ``(N,)`` each: of these images at least one must be drawn. Where there is none at all, that is for the
             metric to say.
 
     Returns:

@@ -160,8 +160,8 @@ def _flips(now: npt.NDArray[np.bool_], before: npt.NDArray[np.bool_], settings: 
         rule="decision flips",
         verdict=Verdict.REJECT if low > limit else Verdict.PROMOTE,
         detail=(
-            f"Of {total} held-out normals {num} are decided differently than by the champion ({num / total:.1%}, surely "
-            f"at least {low:.1%}; the limit is {limit:.1%}): {int((now & ~before).sum())} new alarms, "
+            f"Of {total} held-out normals {num} are decided differently than by the champion ({num / total:.1%}, "
+            f"surely at least {low:.1%}; the limit is {limit:.1%}): {int((now & ~before).sum())} new alarms, "
             f"{int((~now & before).sum())} alarms fewer."
         ),
         value=num / total,
