@@ -247,7 +247,7 @@ class GateSettings:
     max_false_alarm_rise: float = 0.05
     """... when its false-alarm rate at the fixed recall is surely higher than the champion's by more than this."""
     max_forgetting: float = 0.1
-    """... when it surely alarms more often than the champion, by more than this, on held-out normals of other nights."""
+    """... when on held-out normals of other nights it surely alarms more often than the champion by more than this."""
     max_old_shift: float = 0.2
     """... when an old held-out normal outscores a new one surely more often than by chance, and more often than with
     the champion, by more than this."""
