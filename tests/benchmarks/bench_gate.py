@@ -80,6 +80,6 @@ def test_without_a_ceiling_the_best_one_by_chance_is_not_recognised() -> None:
         np.mean([getattr(walk, name) for walk in walks]) for name in ("final", "anchor", "best", "promotions")
     )
     print(
-        f"  the gate: final {final:.4f}, last anchor {anchor:.4f}, best by chance {best:.4f}, {promotions:.1f} promotions"
+        f"  the gate: final {final:.4f}, last anchor {anchor:.4f}, best by chance {best:.4f}, promoted {promotions:.1f}"
     )
     assert anchor - final <= 0.005
