@@ -218,12 +218,25 @@ class ExportSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateSettings:
-    """Floors and margins; metric names are those of the evaluation report."""
+    """Floors and margins; metric names are those of the evaluation report.
 
+    The defaults come from ``tests/benchmarks/bench_gate.py``, which says how often they are right.
+    """
+
+    mode: Literal["non_inferiority", "superiority"] = "non_inferiority"
+    """``non_inferiority``: a candidate that is surely not worse than the margin allows may take over, for it knows the
+    night's normals. ``superiority``: it must surely be better in ``superior_metric``, and not inferior in the rest."""
+    superior_metric: str = "image_auroc"
+    """In mode superiority, the metric to be better in; in both modes, the one by which a candidate becomes the anchor:
+    only if it is surely better than the anchor."""
     floors: dict[str, float] = field(default_factory=lambda: {"image_auroc": 0.7})
     """Metric -> lowest acceptable value."""
-    margins: dict[str, float] = field(default_factory=lambda: {"image_auroc": 0.02, "pixel_auroc": 0.02, "pro": 0.04})
+    margins: dict[str, float] = field(default_factory=lambda: {"image_auroc": 0.01, "pixel_auroc": 0.02, "pro": 0.04})
     """Metric -> how much worse than the champion still counts as not inferior."""
+    anchor_margins: dict[str, float] = field(
+        default_factory=lambda: {"image_auroc": 0.005, "pixel_auroc": 0.02, "pro": 0.04}
+    )
+    """The same against the anchor. Smaller: what may be lost to it is lost once, not every night."""
     alpha: float = 0.05
     """One-sided error of each comparison."""
     bootstrap_samples: int = 2000
@@ -231,9 +244,29 @@ class GateSettings:
     """Golden images per class below which the gate only says INCONCLUSIVE."""
     max_false_alarm_rate: float = 0.25
     """The candidate is rejected when its false-alarm rate on good golden images is surely above this."""
+    max_false_alarm_rise: float = 0.05
+    """... when its false-alarm rate at the fixed recall is surely higher than the champion's by more than this."""
+    max_forgetting: float = 0.1
+    """... when on held-out normals of other nights it surely alarms more often than the champion by more than this."""
+    max_old_shift: float = 0.2
+    """... when an old held-out normal outscores a new one surely more often than by chance, and more often than with
+    the champion, by more than this."""
+    max_flip_rate: float = 0.3
+    """... when it decides surely more than this share of the held-out normals differently than the champion."""
+    max_ms_per_image: float = 1000.0
+    """... when the exported file takes longer than this on one thread."""
+    max_latency_ratio: float = 2.0
+    """... when it takes more than this many times as long as the champion's in the same run."""
+    max_package_bytes: int = 500_000_000
+    accepted_golden: tuple[str, ...] = ()
+    """Digests of golden sets that replaced the champion's on purpose; any other change is an ERROR."""
 
     def __post_init__(self) -> None:
         _check(0 < self.alpha < 0.5, f"alpha must be within (0, 0.5), got {self.alpha}")
+        _check(
+            self.mode == "non_inferiority" or self.superior_metric in self.margins,
+            f"superior_metric {self.superior_metric!r} has no margin in gate.margins",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any
 from stlm.strict_json import canonical_json, digest_of, from_json, to_json
 
 __all__ = [
+    "ANCHOR_ALIAS",
     "BatchRef",
     "CandidateRef",
     "Contract",
@@ -38,6 +39,8 @@ __all__ = [
     "to_json",
 ]
 
+ANCHOR_ALIAS = "anchor"
+"""Alias of the best version that was ever approved."""
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
@@ -184,6 +187,8 @@ class ValidationRef(Contract):
     """Reason -> number of images."""
     champion: ModelRef | None
     """The champion this night builds on, pinned here so that a re-run has the same parent."""
+    anchor: ModelRef | None = None
+    """The best version that was ever approved, pinned likewise; ``None`` before there is one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,6 +227,8 @@ class EvaluationRef(Contract):
     metrics: dict[str, float | None]
     """The candidate's point estimates, for people; ``None`` where undefined."""
     champion_metrics: dict[str, float | None]
+    anchor_version: int | None = None
+    """The anchor that was measured as well; may be the champion."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,7 +243,10 @@ class PackageRef(Contract):
     num_decision_flips: int
     num_parity_images: int
     onnx_ms_per_image: float
+    """Median over the parity images, taken in turns with the champion's."""
     size_bytes: int
+    champion_ms_per_image: float | None = None
+    """The same of the champion's file, in the same run; ``None`` where there is none to measure."""
     error: str = ""
     """Why there is no exported file, for the gate to refuse; the comparison is then over 0 images."""
 
@@ -261,6 +271,10 @@ class Reason(Contract):
     """A sentence with the numbers."""
     value: float | None = None
     limit: float | None = None
+    detectable: float | None = None
+    """Of a comparison: the smallest true difference that these images show in 80 % of all cases."""
+    warning: bool = False
+    """The rule is met, yet somebody should read it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

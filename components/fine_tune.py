@@ -2,7 +2,7 @@
 
 The step's folder holds, beside ``outputs.json``: ``images/`` (this night's normals and the replay), ``corruptions/``
 (pre-made pseudo-anomalies), ``checkpoint.pt``, ``package/`` (weights, recipe, lineage, replay), ``held_out.json``
-(normals kept from training, for calibration) and ``curves.json``.
+(normals kept from training, for calibration), ``training.json`` (those learnt from) and ``curves.json``.
 """
 
 import hashlib
@@ -145,6 +145,10 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
     write_json(
         folder / "held_out.json",
         [{"path": str(images / i.path), "sha256": i.sha256, "night": i.night} for i in held_out_memory],
+    )
+    write_json(
+        folder / "training.json",
+        [{"path": str(images / i.path), "sha256": i.sha256, "night": i.night} for i in (*training, *replay)],
     )
     shutil.rmtree(folder / "corruptions", ignore_errors=True)
     (folder / "checkpoint.pt").unlink(missing_ok=True)

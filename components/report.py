@@ -34,6 +34,7 @@ from components._report.story import (
     failures,
     figures,
     headline,
+    judged_against,
     lineage,
     version_fact,
 )
@@ -142,6 +143,7 @@ def _context(inputs: ReportInputs, folder: Path, head: Headline, champion: Fact)
         "failures": failures(inputs),
         "comparison": compare(inputs, metrics, problem),
         "gate_note": "" if decision is not None else why_missing(inputs, "gate"),
+        "gate_caption": "" if decision is None else judged_against(inputs, decision),
         "reasons": [] if decision is None else [_reason(reason) for reason in decision.reasons],
         "images": gather_images(inputs, table, table_path, folder),
         "quarantine": gather_quarantine(inputs, table, table_path, album),
@@ -190,12 +192,14 @@ def _pictures(inputs: ReportInputs, metrics: Mapping[str, Any] | None, album: Al
 
 
 def _reason(reason: Reason) -> dict[str, str]:
+    warned = reason.warning and reason.verdict is Verdict.PROMOTE
     return {
         "rule": reason.rule,
-        "says": _SAYS[reason.verdict],
-        "tone": _TONES[reason.verdict],
+        "says": "met, but read" if warned else _SAYS[reason.verdict],
+        "tone": "warn" if warned else _TONES[reason.verdict],
         "value": compact(reason.value),
         "limit": compact(reason.limit),
+        "detectable": compact(reason.detectable) if reason.detectable is not None else "",
         "detail": reason.detail,
     }
 

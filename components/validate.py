@@ -18,7 +18,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from components._validation.suites import (
 from components.adapters.data_repository import DataRepository
 from components.adapters.registry import open_registry
 from components.config import MlflowSettings, ValidateSettings
-from components.contracts import Contract, DatasetRef, ModelRef, RunRef, ValidationRef, digest_of
+from components.contracts import ANCHOR_ALIAS, Contract, DatasetRef, ModelRef, RunRef, ValidationRef, digest_of
 from components.errors import InputError
 from stlm.data.facts import ImageFacts, read_facts
 
@@ -63,6 +63,7 @@ class ValidateInputs(Contract):
     s3_endpoint_url: str = ""
     settings: ValidateSettings = field(default_factory=ValidateSettings)
     champion_alias: str = "champion"
+    anchor_alias: str = ANCHOR_ALIAS
 
 
 def validate(inputs: ValidateInputs) -> ValidationRef:
@@ -83,7 +84,9 @@ def validate(inputs: ValidateInputs) -> ValidationRef:
 
 def _validate(inputs: ValidateInputs, folder: Path) -> ValidationRef:
     settings, run = inputs.settings, inputs.run
-    champion = open_registry(inputs.mlflow, run).champion(run.key, inputs.champion_alias)
+    registry = open_registry(inputs.mlflow, run)
+    champion = registry.champion(run.key, inputs.champion_alias)
+    anchor = registry.champion(run.key, inputs.anchor_alias)
     fetched = folder / "fetched"
     repository = DataRepository(Path(inputs.dataset.repo), inputs.dvc_remote, inputs.s3_endpoint_url)
     repository.fetch(inputs.dataset.revision, [inputs.dataset.path], fetched)
@@ -102,7 +105,8 @@ def _validate(inputs: ValidateInputs, folder: Path) -> ValidationRef:
     night.images = night.images.join(screen(night.eligible(), night.folder, champion, settings))
     night.judge_images(inspection.check("screening", night.images, screening_suite()))
     night.judge_lots(inspection.check("counts", night.count(), counts_suite(settings)))
-    return _write(inputs, folder, night, champion, inspection.index_page)
+    validation = _write(inputs, folder, night, champion, inspection.index_page)
+    return replace(validation, anchor=anchor)
 
 
 class _Night:

@@ -16,6 +16,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from components.config import ModelSettings, PipelineConfig
 from components.contracts import (
+    ANCHOR_ALIAS,
     BatchRef,
     CandidateRef,
     Contract,
@@ -91,6 +92,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
                 mlflow=mlflow,
                 settings=config.validate,
                 champion_alias=config.promote.alias,
+                anchor_alias=ANCHOR_ALIAS,
             )
         )
 
@@ -113,21 +115,24 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
 
     @step()
     def evaluate(run: RunRef, candidate: Json, validation: Json) -> Contract:
-        """Measure candidate and champion on the golden set, in one run."""
+        """Measure candidate, champion and anchor on the golden set, in one run."""
         from components import evaluate as component
 
+        pinned = ValidationRef.from_json(validation)
         return component.evaluate(
             component.EvaluateInputs(
                 run=run,
                 candidate=CandidateRef.from_json(candidate),
-                champion=ValidationRef.from_json(validation).champion,
+                champion=pinned.champion,
+                anchor=pinned.anchor,
                 golden=model.golden,
                 settings=config.evaluate,
+                validate=config.validate,
             )
         )
 
     @step()
-    def export(run: RunRef, candidate: Json, evaluation: Json) -> Contract:
+    def export(run: RunRef, candidate: Json, evaluation: Json, validation: Json) -> Contract:
         """Write the package that would be served and prove that it behaves like the candidate."""
         from components import export as component
 
@@ -136,6 +141,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
                 run=run,
                 candidate=CandidateRef.from_json(candidate),
                 evaluation=EvaluationRef.from_json(evaluation),
+                champion=ValidationRef.from_json(validation).champion,
                 golden=model.golden,
                 settings=config.export,
             )
@@ -143,7 +149,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
 
     @step()
     def gate(run: RunRef, evaluation: Json, package: Json) -> Contract:
-        """Judge the package: floors, and non-inferiority against the champion."""
+        """Judge the package: floors, and non-inferiority against champion and anchor."""
         from components import gate as component
 
         return component.gate(
@@ -151,6 +157,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
                 run=run,
                 evaluation=EvaluationRef.from_json(evaluation),
                 package=PackageRef.from_json(package),
+                golden=model.golden,
                 settings=config.gate,
                 export=config.export,
             )
@@ -228,7 +235,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         validation = validate(dataset)
         candidate = fine_tune(dataset, validation)
         evaluation = evaluate(candidate, validation)
-        package = export(candidate, evaluation)
+        package = export(candidate, evaluation, validation)
         decision = gate(evaluation, package)
         promotion = promote(package, decision, dataset, validation, evaluation, candidate)
         page = report(

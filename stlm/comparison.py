@@ -18,7 +18,16 @@ from stlm.metrics import (
     estimate,
 )
 
-__all__ = ["MeasuredModel", "Resamples", "Stratum", "compare", "decision_flips", "score_shift", "strata_of"]
+__all__ = [
+    "MeasuredModel",
+    "Resamples",
+    "Stratum",
+    "compare",
+    "complete_rows",
+    "decision_flips",
+    "score_shift",
+    "strata_of",
+]
 
 Members = npt.NDArray[np.bool_]
 
@@ -128,10 +137,34 @@ def _parts(
     if stratum.images is not None:
         members = stratum.images
         theirs = None if champion is None else champion.images.subset(members)
-        yield IMAGE_METRICS, resamples.images[:, members], candidate.images.subset(members), theirs
+        ours = candidate.images.subset(members)
+        counts = complete_rows(resamples.images[:, members], ours.labels, ~ours.labels)
+        yield IMAGE_METRICS, counts, ours, theirs
     members = stratum.pixels
     their_pixels = None if champion is None else champion.pixels.subset(members)
-    yield PIXEL_METRICS, resamples.pixels[:, members], candidate.pixels.subset(members), their_pixels
+    our_pixels = candidate.pixels.subset(members)
+    counts = resamples.pixels[:, members]
+    if our_pixels.statistics is not None:
+        counts = complete_rows(counts, our_pixels.statistics.num_regions > 0)
+    yield PIXEL_METRICS, counts, our_pixels, their_pixels
+
+
+def complete_rows(counts: npt.NDArray[Any], *needed: Members) -> npt.NDArray[Any]:
+    """Resamples that hold something of everything a metric needs; a small class may go missing in some.
+
+    Args:
+        counts: ``(S, N)`` draws.
+        *needed: ``(N,)`` each: of these images at least one must be drawn. Where there is none at all, that is for the
+            metric to say.
+
+    Returns:
+        ``(S', N)`` the resamples that do; all of them where none would be left.
+    """
+    kept = np.ones(len(counts), dtype=bool)
+    for members in needed:
+        if members.any():
+            kept &= counts[:, members].any(axis=1)
+    return counts[kept] if kept.any() else counts
 
 
 def decision_flips(candidate: ImageMeasurement, champion: ImageMeasurement) -> dict[str, Any]:

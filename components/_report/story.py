@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from components._report.night import ReportInputs, failure_of, nothing_new
-from components.contracts import Verdict
+from components.contracts import GateDecision, Verdict
 
 __all__ = [
     "Fact",
@@ -13,6 +13,7 @@ __all__ = [
     "failures",
     "figures",
     "headline",
+    "judged_against",
     "lineage",
     "number",
     "seconds",
@@ -130,6 +131,25 @@ def _short(text: str) -> str:
 def _sentence(text: str) -> str:
     text = text.strip()
     return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def judged_against(inputs: ReportInputs, decision: GateDecision) -> str:
+    """Whom the candidate was compared with, and what becomes of the anchor."""
+    anchor = None if inputs.evaluation is None else inputs.evaluation.anchor_version
+    if decision.champion_version is None:
+        text = "Bootstrap: there was no champion, so the floors alone decided."
+    elif anchor is None:
+        text = f"Compared with the champion, version {decision.champion_version}; there was no anchor."
+    elif anchor == decision.champion_version:
+        text = f"Compared with version {anchor}, which is both the champion and the anchor (the best ever approved)."
+    else:
+        text = (
+            f"Compared with the champion, version {decision.champion_version}, and with the anchor, version {anchor} "
+            "(the best ever approved)."
+        )
+    if decision.becomes_anchor:
+        text += " Once promoted, the candidate is the new anchor."
+    return text
 
 
 def champion_now(inputs: ReportInputs) -> Fact | None:

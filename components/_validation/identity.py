@@ -7,7 +7,7 @@ only those of earlier nights, so that an old night can be validated again with t
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +18,7 @@ from stlm.data.facts import nearest_hashes, read_facts
 from stlm.data.layout import read_golden_set
 from stlm.errors import DataError
 
-__all__ = ["find_doubles", "golden_index", "history_index", "write_index", "write_table"]
+__all__ = ["accepted_index", "find_doubles", "golden_index", "history_index", "write_index", "write_table"]
 
 _PARTITION = re.compile(r"\d{4}-\d{2}-\d{2}")
 _COLUMNS = ("image", "sha256", "hash")
@@ -67,10 +67,19 @@ def history_index(run: RunRef) -> pd.DataFrame:
     Returns:
         Columns ``image`` (``night/lot/name``), ``sha256`` and ``hash``.
     """
+    return _nights_index(run, lambda night: night < run.partition)
+
+
+def accepted_index(run: RunRef) -> pd.DataFrame:
+    """Accepted images of this and all earlier nights; otherwise as :func:`history_index`."""
+    return _nights_index(run, lambda night: night <= run.partition)
+
+
+def _nights_index(run: RunRef, counts: Callable[[str], bool]) -> pd.DataFrame:
     nights = [
         path
         for path in sorted(_index_dir(run).glob("*.parquet"))
-        if _PARTITION.fullmatch(path.stem) and path.stem < run.partition
+        if _PARTITION.fullmatch(path.stem) and counts(path.stem)
     ]
     tables = [pd.read_parquet(path, columns=list(_COLUMNS)) for path in nights]
     for path, table in zip(nights, tables, strict=True):

@@ -6,7 +6,8 @@
     <root>/test/good/<name>.png                           normals to be judged on
     <root>/test/<defect>/<name>.png                       one folder per defect class
     <root>/ground_truth/<defect>/<name>_mask.png          masks: for all defective images, or for none
-    <root>/strata.csv                                     optional: header ``path,stratum``, one line per test image
+    <root>/strata.csv                                     optional: header ``path,stratum`` or ``path,stratum,lot``,
+                                                          one line per test image
 """
 
 import csv
@@ -39,6 +40,8 @@ class GoldenItem:
     """Mask of the image's own size, defect pixels not 0; ``None`` for good images and where there are no masks."""
     stratum: str
     """Part of the set that is also measured on its own; ``all`` where the set is not divided."""
+    lot: str = ""
+    """Images of one lot are not independent and are drawn together; empty for an image that stands for itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +80,8 @@ def read_golden_set(root: Path) -> GoldenSet:
         findings.extend(_image_findings(root, path, mask))
         used |= {mask} if mask else set()
         name = path.relative_to(root).as_posix()
-        items.append(GoldenItem(path=path, defect=defect, mask_path=mask, stratum=strata.get(name, _ONE_STRATUM)))
+        stratum, lot = strata.get(name, (_ONE_STRATUM, ""))
+        items.append(GoldenItem(path=path, defect=defect, mask_path=mask, stratum=stratum, lot=lot))
     if has_masks:
         masks = {path for folder in truth.iterdir() if folder.is_dir() for path in _files(folder)}
         findings += [f"{path.relative_to(root)} belongs to no image" for path in sorted(masks - used)]
@@ -168,19 +172,21 @@ def _image_findings(root: Path, path: Path, mask: Path | None) -> Iterator[str]:
         yield f"mask {mask_name} is empty, expected at least one defect pixel"
 
 
-def _strata(root: Path, names: set[str], findings: list[str]) -> dict[str, str]:
-    """Image name relative to ``root`` -> stratum; empty without a strata file."""
+def _strata(root: Path, names: set[str], findings: list[str]) -> dict[str, tuple[str, str]]:
+    """Image name relative to ``root`` -> stratum and lot; empty without a strata file."""
     path = root / _STRATA_FILE
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        if reader.fieldnames != ["path", "stratum"]:
-            findings.append(f"{_STRATA_FILE} has columns {reader.fieldnames}, expected path,stratum")
+        if reader.fieldnames not in (["path", "stratum"], ["path", "stratum", "lot"]):
+            findings.append(f"{_STRATA_FILE} has columns {reader.fieldnames}, expected path,stratum[,lot]")
             return {}
-        strata = {row["path"]: row["stratum"] or "" for row in reader}
+        strata = {row["path"]: (row["stratum"] or "", row.get("lot") or "") for row in reader}
     findings += [f"{_STRATA_FILE} names {name}, which is no test image" for name in sorted(set(strata) - names)]
-    findings += [f"{_STRATA_FILE} has no stratum for {name}" for name in sorted(names) if not strata.get(name)]
+    nothing = ("", "")
+    unnamed = [name for name in sorted(names) if not strata.get(name, nothing)[0]]
+    findings += [f"{_STRATA_FILE} has no stratum for {name}" for name in unnamed]
     return strata
 
 

@@ -13,7 +13,9 @@ from stlm.metrics.estimates import (
     estimate,
 )
 from stlm.metrics.intervals import (
+    PairedBounds,
     one_sided_bounds,
+    paired_bounds,
     percentile_interval,
     resample_counts,
 )
@@ -25,6 +27,7 @@ from stlm.metrics.pixels import (
     pixel_statistics,
 )
 from stlm.metrics.pro import PRO_FPR_LIMIT, per_region_overlap
+from stlm.metrics.units import Units, units_of
 
 __all__ = [
     "IMAGE_METRICS",
@@ -34,18 +37,22 @@ __all__ = [
     "Estimate",
     "ImageMeasurement",
     "Measurement",
+    "PairedBounds",
     "PixelMeasurement",
     "PixelMetrics",
     "PixelStatistics",
+    "Units",
     "auroc",
     "difference",
     "estimate",
     "false_alarm_rate_at_recall",
     "one_sided_bounds",
+    "paired_bounds",
     "per_region_overlap",
     "percentile_interval",
     "pixel_metrics",
     "pixel_statistics",
     "rate_above",
     "resample_counts",
+    "units_of",
 ]

@@ -34,7 +34,7 @@ class PixelStatistics:
     All images share ``B`` bins, cut at quantiles of the defect pixels (256) and of the normal pixels (128 even ones
     and 128 towards the highest scores). A bin thus holds at most 1/128 of the normal pixels, unless they are tied. The
     curves of a resample are straight inside a bin, which moves AUROC by at most 1/256, PRO by that over its limit, and
-    AP by the change of precision inside a bin; measured, by 0.00001 to 0.002. Resamples are shifted by what the
+    AP by the change of precision inside a bin; measured, by 0.00001 to 0.003. Resamples are shifted by what the
     histograms miss on the images themselves, so that they are centred on the exact figures.
     """
 

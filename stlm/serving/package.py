@@ -5,6 +5,7 @@
 ``config.json``        the recipe that builds the network
 ``model.onnx``         the same model, preprocessing included
 ``calibration.json``   the operating threshold and where it comes from
+``golden.json``        digest of the golden set that the model was judged on
 ``manifest.json``      sha256 of every other file; its own sha256 is the package's digest
 =====================  =================================================================
 
@@ -19,10 +20,11 @@ from pathlib import Path
 
 from stlm.errors import WeightsError
 
-__all__ = ["MANIFEST_FILE", "ONNX_FILE", "seal_package", "verify_package"]
+__all__ = ["GOLDEN_FILE", "MANIFEST_FILE", "ONNX_FILE", "seal_package", "verify_package"]
 
 MANIFEST_FILE = "manifest.json"
 ONNX_FILE = "model.onnx"
+GOLDEN_FILE = "golden.json"
 
 
 def _sha256(path: Path) -> str:

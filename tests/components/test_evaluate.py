@@ -2,17 +2,20 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from components._cli import write_json
+from components._validation.identity import write_index
 from components.config import EvaluateSettings, GateSettings
 from components.contracts import (
     CandidateRef,
@@ -28,15 +31,20 @@ from components.errors import InputError
 from components.evaluate import EvaluateInputs, evaluate
 from components.gate import GateInputs, gate
 from stlm.calibration import Calibration, calibrate_threshold
+from stlm.data.facts import image_facts
 from stlm.data.probes import draw_probe
 from stlm.data.transforms import read_image
 from stlm.evaluation import score_images
 from stlm.metrics import auroc, pixel_metrics
 from stlm.models.registry import build_model, load_model, save_model
 from stlm.recipes import recipe
+from stlm.serving.package import seal_package
+from tests.helpers.model_package import write_package
 
 SETTINGS = EvaluateSettings(bootstrap_samples=60, num_synthetic=6, device="cpu")
-FILES = {"report.json", "scores.npz", "pixels.npz", "maps.npz", "calibration.json", "inputs.json", "outputs.json"}
+ARRAYS = {"scores.npz", "pixels.npz", "normals.npz", "maps.npz"}
+FILES = {"report.json", "calibration.json", "inputs.json", "outputs.json"} | ARRAYS
+EARLIER = "2026-11-01"
 
 
 def texture(seed):
@@ -79,12 +87,16 @@ class World:
     def __init__(self, root):
         self.root = root
         weights = write_model(root / "candidate/package", 0)
-        held_out = []
-        for i in range(5):
-            save(path := root / "held_out" / f"{i}.png", texture(50 + i))
-            held_out.append({"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
-        write_json(root / "candidate/held_out.json", held_out)
+        for name, first in (("held_out", 50), ("training", 70)):
+            listed = []
+            for i in range(5):
+                save(path := root / name / f"{i}.png", texture(first + i))
+                sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+                listed.append({"path": str(path), "sha256": sha256, "night": EARLIER if i < 2 else "2026-11-02"})
+            write_json(root / "candidate" / f"{name}.json", listed)
         write_model(root / "champion", 1)
+        write_json(root / "champion/replay.json", {"training": [], "held_out": [{"night": EARLIER}]})
+        write_json(root / "champion/golden.json", {"digest": "judged-on"})
         (root / "champion/calibration.json").write_text(
             calibrate_threshold([0.1, 0.2, 0.3], 0.3, bootstrap_samples=10).to_json()
         )
@@ -234,7 +246,7 @@ def test_a_crash_before_the_end_leaves_nothing_that_counts(shared, tmp_path):
 
 def test_the_gate_reads_what_evaluation_wrote(shared, tmp_path):
     world, results = shared
-    _, evaluation = results["synthetic"]
+    golden, evaluation = results["synthetic"]
     package_dir = tmp_path / "package"
     package_dir.mkdir()
     (package_dir / "calibration.json").write_bytes(
@@ -248,19 +260,161 @@ def test_the_gate_reads_what_evaluation_wrote(shared, tmp_path):
         num_decision_flips=0,
         num_parity_images=4,
         onnx_ms_per_image=1.0,
+        champion_ms_per_image=1.0,
         size_bytes=1,
     )
+    margins = {"image_auroc": 1.5, "pixel_auroc": 1.5, "pixel_ap": 1.5, "pro": 1.5, "recall": 2.5}
     settings = GateSettings(
         floors={"image_auroc": 0.0, "pro": 0.0},
-        margins={"image_auroc": 1.0, "pixel_auroc": 1.0, "pixel_ap": 1.0, "pro": 1.0, "recall": 1.5},
+        margins=margins,
+        anchor_margins=margins,
         min_per_class=3,
         max_false_alarm_rate=1.0,
+        max_false_alarm_rise=1.0,
+        max_forgetting=1.0,
+        max_old_shift=1.0,
+        max_flip_rate=1.0,
+        accepted_golden=(evaluation.golden_digest,),
         bootstrap_samples=100,
     )
     run = replace(world.inputs("").run, work_dir=str(tmp_path / "work"))
-    decision = gate(GateInputs(run=run, evaluation=evaluation, package=package, settings=settings))
+    judged = GateInputs(run=run, evaluation=evaluation, package=package, golden=str(golden), settings=settings)
+    decision = gate(judged)
     assert decision.verdict is Verdict.PROMOTE, decision.reasons
+    assert {"forgetting", "old score shift", "decision flips"} <= {reason.rule for reason in decision.reasons}
+    not_accepted = gate(replace(judged, settings=replace(settings, accepted_golden=())))
+    assert [reason.rule for reason in not_accepted.reasons if reason.verdict is not Verdict.PROMOTE] == ["golden set"]
     assert any("synthetic" in reason.detail for reason in decision.reasons)
+
+
+@pytest.fixture(scope="module")
+def anchor(tmp_path_factory):
+    """A sealed package with an exported file, of another model than candidate and champion."""
+    package = tmp_path_factory.mktemp("anchor") / "package"
+    write_package(package, seed=2, threshold=0.4)
+    write_json(package / "golden.json", {"digest": "judged-on"})
+    seal_package(package)
+    return ModelRef(name="stlm.p.l.c", version=1, candidate_key="y", package_dir=str(package))
+
+
+def test_the_anchor_is_measured_through_its_exported_file_on_the_same_images(shared, anchor):
+    world, results = shared
+    for kind in ("masks", "synthetic"):
+        golden, alone = results[kind]
+        evaluation = evaluate(world.inputs(golden, anchor=anchor))
+        report = report_of(evaluation)
+        assert (report["anchor_version"], evaluation.anchor_version) == (1, 1)
+        assert report["anchor"]["golden_digest"] == report["champion"]["golden_digest"] == "judged-on"
+        paths = [golden / path for path in arrays_of(evaluation, "scores.npz")["paths"]]
+        torch_scores = score_images(load_model(Path(anchor.package_dir)), paths, batch_size=8).scores
+        assert arrays_of(evaluation, "scores.npz")["anchor_scores"] == pytest.approx(torch_scores, abs=1e-3)
+        ours, theirs = (report[name]["metrics"]["pro"]["value"] for name in ("candidate", "anchor"))
+        assert report["anchor_difference"]["pro"]["value"] == pytest.approx(ours - theirs)
+        assert report["champion"] == report_of(alone)["champion"]
+        assert "anchor" not in arrays_of(evaluation, "maps.npz")
+
+
+def test_an_anchor_that_is_the_champion_is_measured_once(shared):
+    world, results = shared
+    golden, _ = results["masks"]
+    evaluation = evaluate(world.inputs(golden, anchor=world.champion))
+    report = report_of(evaluation)
+    assert report["anchor"] == report["champion"]
+    assert report["anchor_difference"] == report["difference"]
+    assert "anchor_scores" not in arrays_of(evaluation, "scores.npz")
+
+
+def test_the_anchor_is_remembered_until_package_golden_set_or_machine_say_something_else(world, anchor, caplog):
+    caplog.set_level("INFO")
+    golden = write_golden(world.root / "golden", masks=True)
+    first = evaluate(world.inputs(golden, anchor=anchor))
+    (cache,) = (world.root / "work/cache").iterdir()
+
+    def again(**changes):
+        caplog.clear()
+        Path(first.report_path).with_name("outputs.json").unlink(missing_ok=True)
+        evaluation = evaluate(world.inputs(golden, anchor=anchor, **changes))
+        return evaluation, "anchor scores remembered" in caplog.text
+
+    assert again() == (first, True)
+    with np.load(cache) as stored:
+        arrays = dict(stored)
+    np.savez(cache, **(arrays | {"scores": arrays["scores"] + 1}))  # as another machine might have found them
+    assert again() == (first, False)
+    cache.write_bytes(b"half")
+    assert again() == (first, False)
+    save(golden / "test/good/0.png", texture(99))
+    assert again()[1] is False
+
+
+def test_an_anchor_that_was_altered_is_named(world, anchor, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(anchor.package_dir, broken)
+    (broken / "model.onnx").write_bytes(b"x")
+    golden = write_golden(world.root / "golden", masks=True)
+    with pytest.raises(InputError, match=r"anchor version 1: .*model\.onnx is altered"):
+        evaluate(world.inputs(golden, anchor=replace(anchor, package_dir=str(broken))))
+
+
+def test_held_out_normals_are_scored_by_both_models_and_told_apart_by_night(shared):
+    _, results = shared
+    _, evaluation = results["masks"]
+    normals = arrays_of(evaluation, "normals.npz")
+    assert normals["nights"].tolist() == [EARLIER] * 2 + ["2026-11-02"] * 3
+    assert normals["candidate_scores"].shape == normals["champion_scores"].shape == (5,)
+    assert report_of(evaluation)["normals"] == {
+        "num": 5,
+        "nights": {EARLIER: 2, "2026-11-02": 3},
+        "expected_nights": [EARLIER],
+    }
+
+
+def test_no_golden_image_was_learnt_from(shared):
+    _, results = shared
+    found = report_of(results["masks"][1])["leakage"]
+    assert (found["num_golden"], found["num_images"], found["num_same"], found["num_near"]) == (16, 10, 0, 0)
+
+
+@pytest.mark.parametrize("place", ["training", "history"])
+@pytest.mark.parametrize("how", ["same", "near"])
+def test_a_golden_image_that_was_learnt_from_is_found_by_content_and_by_look(world, place, how):
+    golden = write_golden(world.root / "golden", masks=True)
+    original = golden / "test/good/3.png"
+    leaked = world.root / "leaked.png"
+    brighter = np.clip(texture(3).astype(int) + 3, 0, 255).astype(np.uint8)
+    save(leaked, brighter if how == "near" else texture(3))
+    if how == "same":
+        leaked.write_bytes(original.read_bytes())
+    facts = image_facts(leaked, max_pixels=10_000_000)
+    if place == "training":
+        listing = world.root / "candidate/training.json"
+        entries = json.loads(listing.read_text())
+        write_json(listing, [*entries, {"path": str(leaked), "sha256": facts.sha256, "night": EARLIER}])
+    else:
+        run = replace(world.inputs("").run, partition=EARLIER)
+        write_index(run, pd.DataFrame([{"image": "lot/leaked.png", "sha256": facts.sha256, "hash": facts.hash}]))
+    found = report_of(evaluate(world.inputs(golden)))["leakage"]
+    assert (found["num_same"], found["num_near"]) == ((1, 0) if how == "same" else (0, 1))
+    assert found[how] == [f"test/good/3.png = {EARLIER}/" + ("leaked.png" if place == "training" else "lot/leaked.png")]
+
+
+def test_images_of_later_nights_do_not_count_as_learnt(world):
+    golden = write_golden(world.root / "golden", masks=True)
+    facts = image_facts(golden / "test/good/3.png", max_pixels=10_000_000)
+    run = replace(world.inputs("").run, partition="2026-11-03")
+    write_index(run, pd.DataFrame([{"image": "lot/x.png", "sha256": facts.sha256, "hash": facts.hash}]))
+    assert report_of(evaluate(world.inputs(golden)))["leakage"]["num_same"] == 0
+
+
+def test_lots_of_the_golden_set_are_kept_for_the_gate(world):
+    golden = write_golden(world.root / "golden", masks=True)
+    names = sorted(path.relative_to(golden).as_posix() for path in golden.glob("test/*/*.png"))
+    lines = [f"{name},all,{'' if i % 2 else f'lot{i // 4}'}" for i, name in enumerate(names)]
+    (golden / "strata.csv").write_text("\n".join(["path,stratum,lot", *lines]) + "\n")
+    evaluation = evaluate(world.inputs(golden))
+    assert report_of(evaluation)["golden"]["num_lots"] == 4
+    assert arrays_of(evaluation, "scores.npz")["lot"].tolist()[:4] == ["lot0", "", "lot0", ""]
+    assert set(arrays_of(evaluation, "pixels.npz")["lot"]) == {"", "lot0", "lot1", "lot2", "lot3"}
 
 
 def test_the_first_model_is_measured_alone(shared):
@@ -279,7 +433,8 @@ def test_a_champion_measured_against_itself_differs_by_nothing(shared):
     golden, _ = results["masks"]
     same = world.root / "same"
     save_model(load_model(Path(world.candidate.package_dir)), same)
-    (same / "calibration.json").write_bytes((world.root / "champion/calibration.json").read_bytes())
+    for name in ("calibration.json", "replay.json"):
+        (same / name).write_bytes((world.root / "champion" / name).read_bytes())
     evaluation = evaluate(world.inputs(golden, champion=replace(world.champion, package_dir=str(same))))
     difference = report_of(evaluation)["difference"]
     for metric in ("image_auroc", "pixel_auroc", "pixel_ap", "pro", "false_alarm_rate_at_recall"):
@@ -334,6 +489,9 @@ def break_held_out_image(world):
         (lambda world: (world.root / "candidate/held_out.json").unlink(), r"held_out\.json"),
         (lambda world: (world.root / "candidate/held_out.json").write_text("[]"), "names no image"),
         (lambda world: (world.root / "candidate/held_out.json").write_text('[{"path": 1}]'), r"held_out\.json"),
+        (lambda world: (world.root / "candidate/training.json").unlink(), r"training\.json"),
+        (lambda world: (world.root / "training/0.png").write_bytes(b"x"), r"training/0\.png"),
+        (lambda world: (world.root / "champion/replay.json").write_text("{}"), r"replay\.json"),
         (lambda world: (world.root / "champion/calibration.json").unlink(), r"calibration\.json"),
         (lambda world: (world.root / "champion/calibration.json").write_text("{}"), "not a calibration"),
         (lambda world: (world.root / "champion/model.safetensors").write_bytes(b""), "cannot be read"),

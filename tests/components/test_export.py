@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from components.config import ExportSettings
-from components.contracts import CandidateRef, EvaluationRef, to_json
+from components.contracts import CandidateRef, EvaluationRef, ModelRef, to_json
 from components.errors import InputError
 from components.export import ExportInputs, _spread, export
 from stlm.data.layout import read_golden_set
 from stlm.serving.package import verify_package
 from stlm.serving.predictor import OnnxPredictor
-from tests.helpers.model_package import calibration, night, write_candidate
+from tests.helpers.model_package import calibration, night, write_candidate, write_package
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,6 +76,7 @@ def test_package_holds_everything_serving_needs_and_agrees_with_the_model(inputs
     assert {path.name for path in folder.iterdir()} == {
         "calibration.json",
         "config.json",
+        "golden.json",
         "lineage.json",
         "manifest.json",
         "model.onnx",
@@ -88,7 +89,25 @@ def test_package_holds_everything_serving_needs_and_agrees_with_the_model(inputs
     assert package.num_parity_images == 6
     assert package.num_decision_flips == 0
     assert package.max_score_difference < 1e-4
+    assert json.loads((folder / "golden.json").read_text()) == {"digest": inputs.evaluation.golden_digest}
+    assert package.champion_ms_per_image is None
     assert package.size_bytes == sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_the_champions_exported_file_is_timed_in_the_same_run(inputs: ExportInputs, tmp_path: Path) -> None:
+    write_package(tmp_path / "champion", seed=1)
+    champion = ModelRef(name="m", version=1, candidate_key="x", package_dir=str(tmp_path / "champion"))
+
+    package = export(dataclasses.replace(inputs, champion=champion))
+
+    assert package.onnx_ms_per_image > 0
+    assert package.champion_ms_per_image is not None
+    assert package.champion_ms_per_image > 0
+
+
+def test_a_champion_without_an_exported_file_has_no_time(inputs: ExportInputs, tmp_path: Path) -> None:
+    champion = ModelRef(name="m", version=1, candidate_key="x", package_dir=str(tmp_path / "nowhere"))
+    assert export(dataclasses.replace(inputs, champion=champion)).champion_ms_per_image is None
 
 
 def test_a_second_call_returns_the_same_package_untouched(inputs: ExportInputs) -> None:

@@ -285,6 +285,23 @@ def test_a_failed_step_is_named_with_its_message_where_its_part_would_be(root: P
     assert report(inputs).summary["tone"] == "bad"
 
 
+def test_the_page_says_whom_the_candidate_was_held_against_and_what_a_comparison_could_see(root: Path) -> None:
+    inputs = finished_night(root)
+    assert inputs.decision is not None
+    assert inputs.evaluation is not None
+    first, second, third = inputs.decision.reasons
+    reasons = (replace(first, warning=True), replace(second, detectable=0.0123), third)
+    decision = replace(inputs.decision, reasons=reasons, becomes_anchor=True)
+
+    page = page_of(replace(inputs, decision=decision, evaluation=replace(inputs.evaluation, anchor_version=1)))
+
+    text = _Page(page).text
+    assert "Compared with the champion, version 2, and with the anchor, version 1 (the best ever approved)." in text
+    assert "Once promoted, the candidate is the new anchor." in text
+    assert "0.0123" in text
+    assert "met, but read" in text
+
+
 @pytest.mark.parametrize(
     ("verdict", "badge", "tone"),
     [

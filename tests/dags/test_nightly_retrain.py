@@ -32,7 +32,7 @@ def test_every_step_waits_for_what_it_reads(dag: DAG) -> None:
     assert {task.task_id: set(task.downstream_task_ids) for task in dag.tasks} == {
         "collect": {"version", "report"},
         "version": {"validate", "fine_tune", "promote", "report"},
-        "validate": {"fine_tune", "evaluate", "promote", "report"},
+        "validate": {"fine_tune", "evaluate", "export", "promote", "report"},
         "fine_tune": {"evaluate", "export", "promote", "report"},
         "evaluate": {"export", "gate", "promote", "report"},
         "export": {"gate", "promote", "report"},

@@ -8,13 +8,14 @@ import pytest
 from airflow.models.dagrun import DagRun
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import ParamValidationError
+from mlflow import MlflowClient
 
 from components.console._status import champion_of
 from components.console._workspace import open_workspace
-from components.contracts import ModelRef
+from components.contracts import ANCHOR_ALIAS, ModelRef
 from components.night_record import read_night
 from tests.helpers.model_package import new_mlflow
-from tests.helpers.tiny_nights import NIGHTS, TinyWorld, make_tiny_world
+from tests.helpers.tiny_nights import KEY, NIGHTS, TinyWorld, make_tiny_world
 
 # What Airflow and the libraries it runs deprecate among themselves is theirs; each step's own tests are strict.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -75,6 +76,29 @@ def test_a_night_goes_from_landing_to_champion_and_again_to_the_same_end(tmp_pat
     }
     assert (first["promote"]["outcome"], again["promote"]["outcome"]) == ("PROMOTED", "ALREADY_PROMOTED")
     assert _champion(world) == champion
+
+
+@pytest.mark.slow
+def test_the_third_night_is_judged_against_the_champion_and_an_older_anchor(
+    tmp_path: Path, run_night: RunNight
+) -> None:
+    world = _new_world(tmp_path)
+    for night in NIGHTS:
+        world.feed(night)
+        assert run_night(world, night)["run"] == "success"
+        if night == NIGHTS[0]:
+            MlflowClient(world.config.mlflow.tracking_uri).set_registered_model_alias(
+                KEY.registered_model, ANCHOR_ALIAS, "1"
+            )
+
+    second, third = (_outputs(world, night) for night in NIGHTS[1:])
+    assert (second["evaluate"]["champion_version"], second["evaluate"]["anchor_version"]) == (1, 1)
+    assert second["gate"]["verdict"] == "PROMOTE", second["gate"]["reasons"]
+    # As long as nobody moves it, the anchor stays where it was.
+    assert (third["evaluate"]["champion_version"], third["evaluate"]["anchor_version"]) == (2, 1)
+    rules = {reason["rule"]: reason["verdict"] for reason in third["gate"]["reasons"]}
+    assert {"champion image_auroc", "anchor image_auroc", "forgetting", "latency"} <= set(rules)
+    assert "ERROR" not in rules.values(), third["gate"]["reasons"]
 
 
 def test_a_night_with_nothing_new_succeeds_and_still_has_its_page(tmp_path: Path, run_night: RunNight) -> None:

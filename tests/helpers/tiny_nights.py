@@ -58,11 +58,19 @@ max_score_difference = 0.1
 [gate]
 bootstrap_samples = 200
 min_per_class = 4
+max_false_alarm_rise = 1.0
+max_forgetting = 1.0
+max_old_shift = 1.0
+max_flip_rate = 1.0
+max_latency_ratio = 50.0
 
 [gate.floors]
 image_auroc = 0.0
 
 [gate.margins]
+image_auroc = 0.9
+
+[gate.anchor_margins]
 image_auroc = 0.9
 
 [report]

@@ -125,6 +125,16 @@ def test_strata_come_from_their_file(root: Path) -> None:
         read_golden_set(root)
 
 
+def test_lots_stand_beside_the_strata(root: Path) -> None:
+    names = ["blot/1.png", "crack/1.png", "crack/2.png", "good/a.jpg", "good/b.png"]
+    lines = [f"test/{name},left,{'a' if '1' in name else ''}" for name in names]
+    (root / "strata.csv").write_text("\n".join(["path,stratum,lot", *lines]) + "\n")
+    assert [item.lot for item in read_golden_set(root).items] == ["a", "a", "", "", ""]
+    (root / "strata.csv").write_text("path,lot\n")
+    with pytest.raises(DataError, match=r"expected path,stratum\[,lot\]"):
+        read_golden_set(root)
+
+
 def test_no_set_at_all_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no folder test"):
         read_golden_set(tmp_path / "nowhere")
