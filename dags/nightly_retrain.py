@@ -91,6 +91,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
                 mlflow=mlflow,
                 settings=config.validate,
                 champion_alias=config.promote.alias,
+                zero_shot=config.zero_shot,
             )
         )
 

@@ -1,4 +1,4 @@
-"""CLIP and SAM, built small with random weights by the real libraries, and their checkpoints in the official layouts."""
+"""CLIP and SAM, built small with random weights by the real libraries, and checkpoints in their official layouts."""
 
 import hashlib
 import json

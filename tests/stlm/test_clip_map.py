@@ -1,7 +1,6 @@
 """CLIP's anomaly map: each formula by hand or against the library, and what must not change it."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np

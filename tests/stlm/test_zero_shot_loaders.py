@@ -168,7 +168,7 @@ def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, content: bytes)
     path = tmp_path / "weights.bin"
     path.write_bytes(content)
 
-    with pytest.raises(WeightsError, match="weights.bin: expected"):
+    with pytest.raises(WeightsError, match=r"weights\.bin: expected"):
         read_state(path)
 
 
