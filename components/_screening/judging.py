@@ -50,7 +50,7 @@ class Card:
     score: str
     remark: str
     mask: str
-    """What its mask is; empty for none."""
+    """Where its mask comes from; empty for none, and where it goes without saying."""
     decidable: bool
     suspicious: bool
     panels: tuple[tuple[str, Picture], ...]
@@ -154,6 +154,8 @@ def make_cards(
         One per image, in order.
     """
     scale = _scale([item.small_map for item in judged])
+    # Without SAM every mask is the thresholded map; the page says so once.
+    refined = any(item.entry.mask_source not in ("", "region") for item in judged)
     cards = []
     for item in judged:
         entry = item.entry
@@ -171,7 +173,7 @@ def make_cards(
                 name=entry.name,
                 score=f"{entry.score:.4g}",
                 remark=entry.remark,
-                mask=_MASKS.get(entry.mask_source, f"refined, {entry.mask_source}") if entry.mask else "",
+                mask=_words(entry.mask_source) if entry.mask and refined else "",
                 decidable=bool(entry.mask) or not needs_mask,
                 suspicious=threshold is not None and entry.score is not None and entry.score > threshold,
                 panels=tuple((view, album.add(picture, f"{view} of {entry.name}")) for view, picture in panels),
@@ -180,7 +182,8 @@ def make_cards(
     return cards
 
 
-_MASKS = {"region": "the thresholded map"}
+def _words(source: str) -> str:
+    return "the thresholded map" if source == "region" else source
 
 
 def _read(path: Path) -> NDArray[np.uint8]:

@@ -52,6 +52,7 @@ def write_page(path: Path, record: Record, cards: list[Card], next_command: str)
             "figures": figures,
             "cards": cards,
             "refused": refused,
+            "has_masks": with_mask > 0,
             "scale_uri": colour_scale_uri(),
             "next_command": next_command,
             "file_name": f"decisions-{kind}-{record.key}.json",
@@ -75,4 +76,4 @@ def _sentence(record: Record) -> str:
     judged = f"Judged by {record.judged_by}."
     if record.kind == "masks":
         return f"Accept a mask that covers the defect and nothing else; it goes into the golden set. {judged}"
-    return f"Accept what a good part looks like; accepted images become a night's lot. {judged}"
+    return f"Accept the images of good parts: they become the lot of a night. {judged}"

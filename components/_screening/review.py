@@ -116,7 +116,6 @@ def review(work_dir: str, key: ModelKey, kind: Kind, inputs: Any, body: Callable
     if done.exists():
         logger.info("%s remembered review=%s", kind, folder)
         return from_json(Review, json.loads(done.read_text(encoding="utf-8")), where=str(done))
-    folder.mkdir(parents=True, exist_ok=True)
     record = body(folder)
     write_json(folder / "record.json", record)
     found = Review(
