@@ -10,7 +10,7 @@ from components._cli import main_for
 from components._report.pictures import Album
 from components._screening.files import write_file
 from components._screening.images import Listed, list_images, refuse_small
-from components._screening.judges import MapOf, find_champion, open_judge
+from components._screening.judges import MapOf, find_champion, open_judge, texts_digest
 from components._screening.judging import draw_masks, judge_images, make_cards
 from components._screening.page import MAX_PAGE_BYTES, write_page
 from components._screening.review import Entry, Record, Review, accepted_entries, find_record, read_decisions, review
@@ -82,7 +82,12 @@ def masks(inputs: MasksInputs) -> Review:
     def body(into: Path) -> Record:
         return _propose(inputs, listed, champion, into)
 
-    pinned = {"inputs": inputs, "images": listed, "champion": champion}
+    pinned = {
+        "inputs": inputs,
+        "images": listed,
+        "champion": champion,
+        "texts": texts_digest(inputs.settings, inputs.key.product),
+    }
     return review(inputs.work_dir, inputs.key, "masks", pinned, body)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from components._cli import main_for
 from components._report.pictures import Album
 from components._screening.images import Listed, list_images, refuse_small
-from components._screening.judges import MapOf, find_champion, open_judge
+from components._screening.judges import MapOf, find_champion, open_judge, texts_digest
 from components._screening.judging import draw_masks, judge_images, make_cards
 from components._screening.page import MAX_PAGE_BYTES, write_page
 from components._screening.review import (
@@ -79,7 +79,12 @@ def screen(inputs: ScreenInputs) -> Review:
     folder = Path(inputs.folder)
     listed = list_images(folder, max_pixels=inputs.max_pixels)
     champion = find_champion(inputs.map, inputs.run.key, inputs.run.work_dir, inputs.mlflow, inputs.champion_alias)
-    pinned = {"inputs": inputs, "images": listed, "champion": champion}
+    pinned = {
+        "inputs": inputs,
+        "images": listed,
+        "champion": champion,
+        "texts": texts_digest(inputs.settings, inputs.run.key.product),
+    }
 
     def body(into: Path) -> Record:
         return _screen(inputs, listed, champion, into)

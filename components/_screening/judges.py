@@ -1,5 +1,6 @@
 """Who judges: the key's champion, or CLIP."""
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -9,8 +10,9 @@ from components.config import MlflowSettings
 from components.config_zero_shot import ZeroShotSettings
 from components.contracts import ModelKey, ModelRef
 from components.errors import InputError
+from stlm.zero_shot.prompts import DEFAULT_PROMPTS
 
-__all__ = ["MapOf", "find_champion", "open_judge"]
+__all__ = ["MapOf", "find_champion", "open_judge", "texts_digest"]
 
 MapOf = Literal["auto", "clip", "champion"]
 """``auto``: the champion where there is one, else CLIP."""
@@ -39,6 +41,20 @@ def find_champion(map_of: MapOf, key: ModelKey, work_dir: str, mlflow: MlflowSet
     if champion is None and map_of == "champion":
         raise InputError(f"{key.slug} has no champion whose map could be used; use --map clip")
     return champion
+
+
+def texts_digest(settings: ZeroShotSettings, product: str) -> str:
+    """What CLIP would be asked: sha256 of the product's prompt file, which people edit.
+
+    Args:
+        settings: Names the file.
+        product: Whose prompts.
+
+    Returns:
+        Hex digest; that of nothing where the file is missing, which :func:`open_judge` refuses.
+    """
+    path = Path(settings.prompts[product]) if product in settings.prompts else DEFAULT_PROMPTS
+    return hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()
 
 
 def open_judge(

@@ -313,6 +313,9 @@ def test_a_products_own_prompts_are_used_and_name_what_an_image_looks_like(shop:
     assert "prompts for 'tile'" in review.judged_by
     assert {entry.remark for entry in record_of(review).entries} <= {"scratch", "hole"}
     assert "most like <b>" in Path(review.page_path).read_text()
+    prompts.write_text(prompts.read_text().replace("scratched", "worn"))
+    edited = screen(shop.inputs(settings=replace(shop.settings, prompts={"tiles": str(prompts)})))
+    assert edited.digest != review.digest
 
 
 def test_with_mobile_sam_the_masks_are_refined(shop: Shop) -> None:
