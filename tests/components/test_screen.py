@@ -318,6 +318,7 @@ def test_a_products_own_prompts_are_used_and_name_what_an_image_looks_like(shop:
     assert edited.digest != review.digest
 
 
+@pytest.mark.slow
 def test_with_mobile_sam_the_masks_are_refined(shop: Shop) -> None:
     path, digest = write_sam(shop.world.root / "sam")
     settings = replace(shop.settings, sam_checkpoint=path, sam_sha256=digest, max_masks=1)

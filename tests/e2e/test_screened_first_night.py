@@ -38,6 +38,7 @@ def _run(dag: DAG) -> dict[str, str]:
     return {ti.task_id: str(ti.state) for ti in dag_run.get_task_instances()}
 
 
+@pytest.mark.slow
 def test_what_a_person_accepts_is_what_the_first_night_takes(
     tmp_path: Path, airflow_database: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
