@@ -32,6 +32,7 @@ class StepInputs(Protocol):
 
 InputsT = TypeVar("InputsT", bound=StepInputs)
 OutputsT = TypeVar("OutputsT")
+AnyInputsT = TypeVar("AnyInputsT")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -96,7 +97,7 @@ def _parse(step: str, doc: str, argv: list[str] | None) -> _Command:
 
 
 def main_for(
-    step: str, inputs_type: type[InputsT], function: Callable[[InputsT], Contract], argv: list[str] | None = None
+    step: str, inputs_type: type[AnyInputsT], function: Callable[[AnyInputsT], Contract], argv: list[str] | None = None
 ) -> int:
     """Command line of a step: ``python -m components.<step> --inputs in.json [--outputs out.json]``.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from components.config_zero_shot import ZeroShotSettings
 from components.contracts import ModelKey, from_json
 from components.errors import InputError
 
@@ -28,6 +29,7 @@ __all__ = [
     "ReportSettings",
     "ScheduleSettings",
     "ValidateSettings",
+    "ZeroShotSettings",
     "load_config",
 ]
 
@@ -304,6 +306,7 @@ class PipelineConfig:
     gate: GateSettings = field(default_factory=GateSettings)
     promote: PromoteSettings = PromoteSettings()
     report: ReportSettings = ReportSettings()
+    zero_shot: ZeroShotSettings = field(default_factory=ZeroShotSettings)
 
     def __post_init__(self) -> None:
         slugs = [model.key.slug for model in self.models]
@@ -327,6 +330,20 @@ def _absolute(value: str, base: Path) -> str:
             return f"sqlite:///{(base / rest).resolve()}"
         return value
     return str((base / value).resolve())
+
+
+def _absolute_zero_shot(settings: ZeroShotSettings, base: Path) -> ZeroShotSettings:
+    def place(value: str) -> str:
+        return _absolute(value, base) if value else ""
+
+    return replace(
+        settings,
+        clip_model=place(settings.clip_model) if settings.clip_model.endswith(".json") else settings.clip_model,
+        clip_checkpoint=place(settings.clip_checkpoint),
+        sam_checkpoint=place(settings.sam_checkpoint),
+        intake=place(settings.intake),
+        prompts={product: place(file) for product, file in settings.prompts.items()},
+    )
 
 
 def load_config(path: str | Path) -> PipelineConfig:
@@ -371,4 +388,5 @@ def load_config(path: str | Path) -> PipelineConfig:
             ledger_endpoint_url=config.promote.ledger_endpoint_url or paths.s3_endpoint_url,
         ),
         models=tuple(replace(model, golden=_absolute(model.golden, base)) for model in config.models),
+        zero_shot=_absolute_zero_shot(config.zero_shot, base),
     )

@@ -56,7 +56,7 @@ def _path(run: RunRef, step: str) -> Path:
 
 def begin_step(run: RunRef, step: str) -> None:
     """Forget what the last try of this step, and of those after it, came to."""
-    for later in STEPS[STEPS.index(step) :]:
+    for later in STEPS[STEPS.index(step) :] if step in STEPS else (step,):
         _path(run, later).unlink(missing_ok=True)
 
 

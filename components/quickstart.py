@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import importlib.util
 import logging
-import re
 import shutil
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from components import _spoiling as spoil
-from components.adapters.storage import Storage, open_storage
+from components.adapters.landing import deliver, lot_manifest, open_landing
 from components.contracts import ModelKey, canonical_json
 from components.errors import EXIT_INPUT_ERROR, InputError
 
@@ -212,7 +211,7 @@ def _write_night(cells: _Cells, night: _Night, landing: Path) -> dict[str, dict[
             (folder / name).write_bytes(item.content)
             truth[f"{lot}/{name}"] = {"night": night.date, "kind": item.kind, "cell": item.cell}
         if letter in night.lots:
-            manifest = _manifest(sorted(folder.iterdir()), KEY, lot, night.date)
+            manifest = lot_manifest({path.name: path for path in folder.iterdir()}, KEY, lot, night.date)
             (folder / "manifest.json").write_text(manifest, encoding="utf-8")
     return truth
 
@@ -252,25 +251,6 @@ def materialise(target: Path) -> None:
                 len(cells.golden), len(cells.defects))  # fmt: skip
 
 
-def _manifest(images: Sequence[Path], key: ModelKey, lot: str, date: str) -> str:
-    entries = []
-    for path in images:
-        content = path.read_bytes()
-        entries.append({"name": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
-    return canonical_json({"key": key.slug, "lot": lot, "date": date, "images": entries})
-
-
-def _deliver(storage: Storage, place: str, images: Sequence[Path], manifest: bytes | None) -> None:
-    """Images first, manifest last, as a producer must; what is there with the right size is not sent again."""
-    there = {file.name: file.num_bytes for file in storage.files(place)}
-    for path in images:
-        name = f"{place}/{path.name}"
-        if there.get(name) != path.stat().st_size:
-            storage.put(name, path)
-    if manifest is not None and there.get(f"{place}/manifest.json") != len(manifest):
-        storage.put(f"{place}/manifest.json", manifest)
-
-
 def feed_landing(source: Path, landing: str, key: ModelKey, night: str, *, s3_endpoint_url: str = "") -> list[str]:
     """Deliver a night's lots of the quick start into a landing zone, the way a producer would.
 
@@ -290,11 +270,11 @@ def feed_landing(source: Path, landing: str, key: ModelKey, night: str, *, s3_en
     lots = sorted(path for path in (source / key.path).glob(f"{night.replace('-', '')}-*") if path.is_dir())
     if not lots:
         raise InputError(f"{source / key.path} has no lot of {night}; make the quick start's data first")
-    storage = _open_landing(landing, s3_endpoint_url)
+    storage = open_landing(landing, s3_endpoint_url)
     for lot in lots:
-        images = sorted(path for path in lot.iterdir() if path.name != "manifest.json")
+        images = {path.name: path for path in sorted(lot.iterdir()) if path.name != "manifest.json"}
         manifest = lot / "manifest.json"
-        _deliver(storage, f"{key.path}/{lot.name}", images, manifest.read_bytes() if manifest.exists() else None)
+        deliver(storage, f"{key.path}/{lot.name}", images, manifest.read_bytes() if manifest.exists() else None)
     return [lot.name for lot in lots]
 
 
@@ -311,17 +291,9 @@ def feed_from_folder(
         date: ``YYYY-MM-DD``, the day the lot was produced.
         s3_endpoint_url: Server of an ``s3://`` landing zone that is not AWS.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", lot):
-        raise InputError(f"lot {lot!r} must be named with letters, digits, '.', '_' and '-'")
-    storage = _open_landing(landing, s3_endpoint_url)
-    manifest = _manifest(sorted(images, key=lambda path: path.name), key, lot, date)
-    _deliver(storage, f"{key.path}/{lot}", images, manifest.encode())
-
-
-def _open_landing(landing: str, s3_endpoint_url: str) -> Storage:
-    if "://" not in landing:
-        Path(landing).mkdir(parents=True, exist_ok=True)
-    return open_storage(landing, endpoint_url=s3_endpoint_url)
+    named = {path.name: path for path in images}
+    manifest = lot_manifest(named, key, lot, date)
+    deliver(open_landing(landing, s3_endpoint_url), f"{key.path}/{lot}", named, manifest.encode())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,8 +2,9 @@
 
 Five Great Expectations suites, each over what the one before has left: the *lots* (key, name, date, files), the
 *content* of each picture, its *identity* (doubles within the night, of history, of the golden set), the *screening* for
-defective parts among the supposed normals, and the *counts* of each lot. A broken per-image expectation (severity
-warning) quarantines the image; a broken per-lot one (critical) rejects the lot, and the night goes on with the others.
+defective parts among the supposed normals (with CLIP's *second opinion*, where that is switched on), and the *counts*
+of each lot. A broken per-image expectation (severity warning) quarantines the image; a broken per-lot one (critical)
+rejects the lot, and the night goes on with the others.
 
 The step folder keeps::
 
@@ -28,6 +29,7 @@ from components._cli import main_for, once
 from components._validation.identity import find_doubles, golden_index, history_index, write_index, write_table
 from components._validation.quarantine import write_quarantine
 from components._validation.screen import screen
+from components._validation.second_opinion import second_opinion
 from components._validation.suites import (
     Finding,
     Inspection,
@@ -36,10 +38,12 @@ from components._validation.suites import (
     identity_suite,
     lots_suite,
     screening_suite,
+    second_opinion_suite,
 )
 from components.adapters.data_repository import DataRepository
 from components.adapters.registry import open_registry
 from components.config import MlflowSettings, ValidateSettings
+from components.config_zero_shot import ZeroShotSettings
 from components.contracts import ANCHOR_ALIAS, Contract, DatasetRef, ModelRef, RunRef, ValidationRef, digest_of
 from components.errors import InputError
 from stlm.data.facts import ImageFacts, read_facts
@@ -64,6 +68,8 @@ class ValidateInputs(Contract):
     settings: ValidateSettings = field(default_factory=ValidateSettings)
     champion_alias: str = "champion"
     anchor_alias: str = ANCHOR_ALIAS
+    zero_shot: ZeroShotSettings = field(default_factory=ZeroShotSettings)
+    """Asked for a second opinion, where that is switched on."""
 
 
 def validate(inputs: ValidateInputs) -> ValidationRef:
@@ -104,6 +110,9 @@ def _validate(inputs: ValidateInputs, folder: Path) -> ValidationRef:
     night.judge_images(inspection.check("identity", night.images, identity_suite()))
     night.images = night.images.join(screen(night.eligible(), night.folder, champion, settings))
     night.judge_images(inspection.check("screening", night.images, screening_suite()))
+    if inputs.zero_shot.second_opinion:
+        night.images = night.images.join(second_opinion(night.eligible(), night.folder, run, inputs.zero_shot))
+        night.judge_images(inspection.check("second opinion", night.images, second_opinion_suite()))
     night.judge_lots(inspection.check("counts", night.count(), counts_suite(settings)))
     validation = _write(inputs, folder, night, champion, inspection.index_page)
     return replace(validation, anchor=anchor)

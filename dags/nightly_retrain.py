@@ -93,6 +93,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
                 settings=config.validate,
                 champion_alias=config.promote.alias,
                 anchor_alias=ANCHOR_ALIAS,
+                zero_shot=config.zero_shot,
             )
         )
 

@@ -1,4 +1,4 @@
-"""Fill the page's template; every dynamic text is escaped."""
+"""Fill a page's template; every dynamic text is escaped."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,17 +12,18 @@ __all__ = ["render"]
 _FOLDER = Path(__file__).parent
 
 
-def render(context: Mapping[str, Any]) -> str:
+def render(context: Mapping[str, Any], template: Path = _FOLDER / "page.html.j2") -> str:
     """The whole page as one HTML document.
 
     Args:
-        context: What ``page.html.j2`` names; a missing name is an error, an empty one leaves its part out.
+        context: What the template names; a missing name is an error, an empty one leaves its part out.
+        template: The night's page, or another one that shares its style sheet and macros.
 
     Returns:
         HTML without any reference to another file but the link to the data docs.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
+        loader=jinja2.FileSystemLoader([template.parent, _FOLDER]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -30,4 +31,4 @@ def render(context: Mapping[str, Any]) -> str:
     )
     # The style sheet is ours and holds no dynamic text; escaping would break its selectors.
     stylesheet = Markup((_FOLDER / "page.css").read_text(encoding="utf-8"))
-    return environment.get_template("page.html.j2").render(context, stylesheet=stylesheet)
+    return environment.get_template(template.name).render(context, stylesheet=stylesheet)

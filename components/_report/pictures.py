@@ -16,6 +16,7 @@ __all__ = [
     "Picture",
     "colour_scale_uri",
     "open_picture",
+    "outlined",
     "overlay",
     "paint_map",
 ]
@@ -159,11 +160,25 @@ def overlay(
     grey = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)
     colour = np.asarray(_COLOURS(np.asarray(weight))[..., :3] * 255, dtype=np.float32)
     mixed = (1 - alpha) * grey + alpha * colour
-    if mask is not None:
-        area = mask.convert("L").point(lambda value: 255 if value else 0).resize(image.size, Image.Resampling.NEAREST)
-        outline = (np.asarray(area.filter(ImageFilter.MaxFilter(5))) > 0) & (np.asarray(area) == 0)
-        mixed[outline] = (64, 220, 120)
-    return Image.fromarray(mixed.astype(np.uint8))
+    painted = Image.fromarray(mixed.astype(np.uint8))
+    return painted if mask is None else outlined(painted, mask)
+
+
+def outlined(image: Image.Image, mask: Image.Image) -> Image.Image:
+    """The picture with a green line around a mask.
+
+    Args:
+        image: RGB picture.
+        mask: Non-zero on defect pixels, any size.
+
+    Returns:
+        An RGB picture of the size of ``image``.
+    """
+    area = mask.convert("L").point(lambda value: 255 if value else 0).resize(image.size, Image.Resampling.NEAREST)
+    outline = (np.asarray(area.filter(ImageFilter.MaxFilter(5))) > 0) & (np.asarray(area) == 0)
+    pixels = np.array(image.convert("RGB"))
+    pixels[outline] = (64, 220, 120)
+    return Image.fromarray(pixels)
 
 
 def colour_scale_uri() -> str:

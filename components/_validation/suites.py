@@ -30,7 +30,16 @@ from great_expectations.expectations.metadata_types import FailureSeverity
 
 from components.config import ValidateSettings
 
-__all__ = ["Finding", "Inspection", "content_suite", "counts_suite", "identity_suite", "lots_suite", "screening_suite"]
+__all__ = [
+    "Finding",
+    "Inspection",
+    "content_suite",
+    "counts_suite",
+    "identity_suite",
+    "lots_suite",
+    "screening_suite",
+    "second_opinion_suite",
+]
 
 ROW = "row"
 """Column by which findings are led back to their rows; unique in each table."""
@@ -187,6 +196,11 @@ def screening_suite() -> list[Expectation]:
         _image(ExpectColumnValuesToBeBetween, "looks defective to the champion", "champion_excess", max_value=0.0),
         _image(ExpectColumnValuesToBeBetween, "outlier of the night", "outlier_excess", max_value=0.0),
     ]
+
+
+def second_opinion_suite() -> list[Expectation]:
+    """Nothing that CLIP finds strange either; table: one row per image with its excess over the limit."""
+    return [_image(ExpectColumnValuesToBeBetween, "suspicious to CLIP", "second_excess", max_value=0.0)]
 
 
 def counts_suite(settings: ValidateSettings) -> list[Expectation]:

@@ -52,6 +52,36 @@ def _report(workspace: Workspace, args: argparse.Namespace) -> int:
     return report(workspace, key=args.key, partition=args.night, open_page=args.open)
 
 
+def _screen(workspace: Workspace, args: argparse.Namespace) -> int:
+    from components.console._review import screen
+
+    return screen(
+        workspace,
+        folder=args.folder,
+        key=args.key,
+        night=args.night,
+        map_of=args.map,
+        accept=args.accept,
+        lot=args.lot,
+        open_page=args.open,
+    )
+
+
+def _masks(workspace: Workspace, args: argparse.Namespace) -> int:
+    from components.console._review import masks
+
+    return masks(
+        workspace,
+        folder=args.folder,
+        key=args.key,
+        defect=args.defect,
+        map_of=args.map,
+        accept=args.accept,
+        golden=args.golden,
+        open_page=args.open,
+    )
+
+
 def _data(workspace: Workspace, args: argparse.Namespace) -> int:
     from components.quickstart import materialise
 
@@ -107,6 +137,24 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--open", action="store_true", help="open it in the browser")
     command("data", _data, "Make the quick start's data.")
     add_promotion_commands(command, _at_least_one)
+
+    screen = command("screen", _screen, "Put images before a person, most suspicious first; the accepted become a lot.")
+    screen.add_argument("--night", default="", metavar="YYYY-MM-DD", help="the night that the images are for")
+    screen.add_argument("--lot", default="", help="name of the accepted lot (YYYYMMDD-screened)")
+    masks = command("masks", _masks, "Propose masks for confirmed defects; the accepted go into the golden set.")
+    masks.add_argument("--defect", default="", help="class of the defects (default: the names of FOLDER's sub-folders)")
+    masks.add_argument("--golden", default="", help="the golden set (default: the key's)")
+    for sub in (screen, masks):
+        sub.add_argument("folder", nargs="?", default="", metavar="FOLDER", help="the images")
+        sub.add_argument("--key", default="", help="model key, product.line.camera")
+        sub.add_argument(
+            "--map",
+            choices=("auto", "clip", "champion"),
+            default="auto",
+            help="whose map (the champion's, else CLIP's)",
+        )
+        sub.add_argument("--accept", default="", metavar="FILE", help="carry out the page's decisions")
+        sub.add_argument("--open", action="store_true", help="open the page in the browser")
     return parser
 
 

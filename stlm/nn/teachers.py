@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 import torch
+from safetensors.torch import load_file
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
@@ -18,7 +19,17 @@ from torch import Tensor, nn
 from stlm.errors import WeightsError
 from stlm.nn.mask_decoder import SharedDecoder
 
-__all__ = ["RandomTrunk", "SamTeacher", "Teacher", "download_checkpoint", "load_sam_teacher", "verify_checkpoint"]
+__all__ = [
+    "RandomTrunk",
+    "SamName",
+    "SamTeacher",
+    "Teacher",
+    "download_checkpoint",
+    "load_sam",
+    "load_sam_teacher",
+    "read_state",
+    "verify_checkpoint",
+]
 
 SamName = Literal["sam_vit_h", "sam_vit_l", "sam_vit_b", "mobile_sam"]
 
@@ -161,6 +172,63 @@ def download_checkpoint(source: str, sha256: str, cache_dir: Path) -> Path:
     return target
 
 
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Named tensors of a checkpoint: safetensors, or torch's format with nothing but tensors in it.
+
+    Args:
+        path: A verified file; its content, not its name, says which format it is.
+
+    Returns:
+        The tensors on the CPU; a wrapping ``state_dict`` and the prefix ``module.`` are taken off.
+
+    Raises:
+        WeightsError: The file holds something else, for instance a pickle that would run code.
+    """
+    try:
+        with path.open("rb") as file:
+            is_torch = file.read(2)[:1] in (b"P", b"\x80")  # a zip archive or a pickle
+        state = torch.load(path, map_location="cpu", weights_only=True) if is_torch else load_file(path)
+    except Exception as error:  # a damaged file may raise anything in its reader
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise WeightsError(f"checkpoint {path}: expected nothing but tensors, got something else ({reason})") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"checkpoint {path}: expected named tensors, got {type(state).__name__}")
+    return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def load_sam(name: SamName, checkpoint: str, sha256: str, cache_dir: Path) -> Sam:
+    """Build segment-anything's model, or MobileSAM's, from a checkpoint in its official layout.
+
+    Args:
+        name: Which architecture the checkpoint is of.
+        checkpoint: Path or URL.
+        sha256: Digest it must have.
+        cache_dir: Where downloads are kept.
+
+    Returns:
+        The model on the CPU, frozen and in evaluation mode.
+
+    Raises:
+        WeightsError: The file is missing, altered, or of another architecture.
+    """
+    path = download_checkpoint(checkpoint, sha256, cache_dir)
+    state = read_state(path)
+    if name == "mobile_sam":
+        from stlm.nn.mobile_sam import build_mobile_sam, mobile_sam_state
+
+        sam, state = build_mobile_sam(), mobile_sam_state(state)
+    else:
+        sam = sam_model_registry[name.removeprefix("sam_")](checkpoint=None)
+    try:
+        sam.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"checkpoint {path} is not a {name}: {str(error).splitlines()[1].strip()}") from error
+    frozen: Sam = sam.requires_grad_(False).eval()
+    return frozen
+
+
 def load_sam_teacher(name: SamName, checkpoint: str, sha256: str, cache_dir: Path) -> SamTeacher:
     """Build a frozen teacher from a checkpoint in segment-anything's official layout.
 
@@ -178,16 +246,4 @@ def load_sam_teacher(name: SamName, checkpoint: str, sha256: str, cache_dir: Pat
     """
     if not checkpoint:
         raise WeightsError(f"teacher {name}: set fine_tune.teacher_checkpoint and fine_tune.teacher_sha256")
-    path = download_checkpoint(checkpoint, sha256, cache_dir)
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    if name == "mobile_sam":
-        from stlm.nn.mobile_sam import build_mobile_sam, mobile_sam_state
-
-        sam, state = build_mobile_sam(), mobile_sam_state(state)
-    else:
-        sam = sam_model_registry[name.removeprefix("sam_")](checkpoint=None)
-    try:
-        sam.load_state_dict(state)
-    except RuntimeError as error:
-        raise WeightsError(f"checkpoint {path} is not a {name}: {str(error).splitlines()[1].strip()}") from error
-    return SamTeacher(sam=sam)
+    return SamTeacher(sam=load_sam(name, checkpoint, sha256, cache_dir))

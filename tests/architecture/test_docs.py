@@ -15,6 +15,7 @@ from components.contracts import from_json
 from components.night_record import STEPS
 from stlm.constants import EFFICIENTNET_LITE0_SHA256
 from stlm.recipes import RECIPES
+from stlm.zero_shot.prompts import load_prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "infra/README.md")
@@ -122,15 +123,23 @@ def test_step_modules_that_are_named_exist() -> None:
 
 
 def test_the_sample_configuration_is_one(tmp_path: Path) -> None:
-    sample, teacher = blocks(README, "toml")
+    sample, zero_shot, _, teacher = blocks(README, "toml")
     path = tmp_path / "factory.toml"
-    path.write_text(f"{sample}\n{teacher}", encoding="utf-8")
+    path.write_text(f"{sample}\n{zero_shot}\n{teacher}".replace("<64 hex digits>", "0" * 64), encoding="utf-8")
 
     config = load_config(path)
 
     assert config.model("gearbox.line2.top").recipe == "lite"
     assert config.fine_tune.teacher_checkpoint.endswith("sam_vit_h_4b8939.pth")
     assert config.paths.landing == "s3://factory-images/landing"
+    assert config.zero_shot.prompts == {"gearbox": "/srv/stlm/prompts/gearbox.toml"}
+
+
+def test_the_sample_prompt_file_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "gearbox.toml"
+    path.write_text(blocks(README, "toml")[2], encoding="utf-8")
+
+    assert list(load_prompts(path).anomalous) == ["damage", "rust"]
 
 
 def test_the_sample_manifest_is_one() -> None:

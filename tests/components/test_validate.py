@@ -210,6 +210,7 @@ def test_good_images_pass_and_the_first_of_two_stays(troubled: Troubled) -> None
     assert troubled.ref.num_quarantined == len(TROUBLE)
     assert troubled.ref.num_rejected == 0
     assert troubled.ref.reasons["unreadable"] == 3
+    assert not [name for name in accepted.columns if name.startswith("second_")]  # CLIP was not asked
 
 
 def test_a_double_names_its_original(troubled: Troubled) -> None:

@@ -1,49 +1,17 @@
 """Teachers: what they compute equals segment-anything's own, and no checkpoint is taken on trust."""
 
 import hashlib
-import re
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from stlm.errors import WeightsError
 from stlm.nn.lite0 import build_lite0_trunk
 from stlm.nn.mobile_sam import build_mobile_sam, mobile_sam_state
 from stlm.nn.teachers import SamTeacher, download_checkpoint, load_sam_teacher
-
-
-def tiny_sam() -> Sam:
-    torch.manual_seed(0)
-    return Sam(
-        image_encoder=ImageEncoderViT(
-            depth=1,
-            embed_dim=32,
-            img_size=64,
-            mlp_ratio=2,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            num_heads=2,
-            patch_size=16,
-            qkv_bias=True,
-            use_rel_pos=True,
-            global_attn_indexes=(0,),
-            window_size=0,
-            out_chans=32,
-        ),
-        prompt_encoder=PromptEncoder(
-            embed_dim=32, image_embedding_size=(4, 4), input_image_size=(64, 64), mask_in_chans=4
-        ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=32, mlp_dim=64, num_heads=4),
-            transformer_dim=32,
-            iou_head_depth=2,
-            iou_head_hidden_dim=16,
-        ),
-    )
+from tests.helpers.small_networks import official_mobile_sam_layout, tiny_sam
 
 
 def test_teacher_levels_are_sams_embedding_and_its_decoded_image_tokens() -> None:
@@ -58,27 +26,6 @@ def test_teacher_levels_are_sams_embedding_and_its_decoded_image_tokens() -> Non
         first, second = SamTeacher(sam=sam).levels(images)
     torch.testing.assert_close(first, embedding, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(second.flatten(2).transpose(1, 2), seen[0], rtol=1e-4, atol=1e-5)
-
-
-def official_mobile_sam_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The published checkpoint's names for timm's: the inverse of what the loader does."""
-    official = {}
-    for name, value in state.items():
-        if not name.startswith("image_encoder."):
-            official[name] = value
-            continue
-        inner = name.removeprefix("image_encoder.")
-        moved = re.match(r"stages\.(\d+)\.downsample\.(.+)", inner)
-        if moved is not None:
-            inner = f"layers.{int(moved[1]) - 1}.downsample.{moved[2]}"
-        inner = inner.replace("patch_embed.conv1.", "patch_embed.seq.0.").replace(
-            "patch_embed.conv2.", "patch_embed.seq.2."
-        )
-        inner = re.sub(r"^stages\.", "layers.", inner).replace(".conv.weight", ".c.weight")
-        official["image_encoder." + inner] = value
-    official["image_encoder.head.weight"] = torch.zeros(1000, 320)
-    official["image_encoder.layers.1.blocks.0.attn.attention_bias_idxs"] = torch.zeros(49, 49, dtype=torch.int64)
-    return official
 
 
 def test_mobile_sam_loads_from_its_official_layout(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What a person looks at and decides: images before a product's first night, and proposed masks."""

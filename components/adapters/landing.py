@@ -1,0 +1,63 @@
+"""Delivering a lot into the landing zone the way a producer must: the images first, the manifest last."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from components.adapters.storage import Storage, open_storage
+from components.contracts import ModelKey, canonical_json
+from components.errors import InputError
+
+__all__ = ["deliver", "lot_manifest", "open_landing"]
+
+_LOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MANIFEST = "manifest.json"
+
+
+def lot_manifest(images: Mapping[str, Path], key: ModelKey, lot: str, date: str) -> str:
+    """The manifest of a lot, as ``collect`` reads it.
+
+    Args:
+        images: Name in the lot -> file.
+        key: Whose lot.
+        lot: Name of the lot.
+        date: ``YYYY-MM-DD``, the day the lot was produced.
+
+    Returns:
+        Canonical JSON; the same images give the same text.
+
+    Raises:
+        InputError: The lot's name is none.
+    """
+    if not _LOT.fullmatch(lot):
+        raise InputError(f"lot {lot!r} must be named with letters, digits, '.', '_' and '-'")
+    entries = []
+    for name, path in sorted(images.items()):
+        content = path.read_bytes()
+        entries.append({"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
+    return canonical_json({"key": key.slug, "lot": lot, "date": date, "images": entries})
+
+
+def deliver(storage: Storage, place: str, images: Mapping[str, Path], manifest: bytes | None) -> None:
+    """Write a lot; what is there with the right size is not sent again.
+
+    Args:
+        storage: The landing zone.
+        place: ``<product>/<line>/<camera>/<lot>``.
+        images: Name in the lot -> file.
+        manifest: Written last; ``None`` for a lot that is not complete.
+    """
+    there = {file.name: file.num_bytes for file in storage.files(place)}
+    for name, path in images.items():
+        if there.get(f"{place}/{name}") != path.stat().st_size:
+            storage.put(f"{place}/{name}", path)
+    if manifest is not None and there.get(f"{place}/{_MANIFEST}") != len(manifest):
+        storage.put(f"{place}/{_MANIFEST}", manifest)
+
+
+def open_landing(landing: str, s3_endpoint_url: str = "") -> Storage:
+    """The landing zone: a folder, made if missing, or ``s3://bucket/prefix``."""
+    if "://" not in landing:
+        Path(landing).mkdir(parents=True, exist_ok=True)
+    return open_storage(landing, endpoint_url=s3_endpoint_url)
