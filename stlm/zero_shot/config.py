@@ -51,7 +51,8 @@ class CascadeConfig:
     region_level: float = 0.5
     """The region is where the map lies above this share of its way from its median to its peak. The paper's threshold
     is unknown. With STLM's maps, half way fits the true masks of ``mvtec_bottle`` best (IoU 0.57; 0.3: 0.50, 0.7: 0.41,
-    Otsu's threshold: 0.47); on magnetic tiles all do alike (0.13). See ``tests/benchmarks/bench_masks.py``."""
+    Otsu's threshold: 0.47); on magnetic tiles, with an earlier recipe, all did alike
+    (0.13). See ``tests/benchmarks/bench_masks.py``."""
     num_positives: int = 5
     """At most so many points inside the region; the paper's k is unknown, re-implementations take 3 to 5."""
     num_negatives: int = 5
