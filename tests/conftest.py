@@ -7,9 +7,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from components.airflow_env import airflow_environment, repository_root
+
+# A busy machine is no failure: pytest-timeout bounds what hangs.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 _HOME = Path(tempfile.mkdtemp(prefix="stlm-tests-home-"))
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)

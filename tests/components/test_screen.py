@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from components._promotion.desk import open_desk
 from components._screening.review import Record, Review
 from components.adapters.registry import open_registry
 from components.adapters.tracking import open_run
@@ -22,6 +23,7 @@ from components.errors import EXIT_INPUT_ERROR, InputError
 from components.quickstart import feed_from_folder
 from components.screen import ScreenInputs, accept_images, main, screen
 from tests.helpers.model_package import new_mlflow, write_package
+from tests.helpers.promotion import make_champion
 from tests.helpers.small_networks import write_clip, write_sam
 from tests.helpers.tiny_nights import KEY, NIGHTS, TinyWorld, make_tiny_world, texture
 
@@ -68,7 +70,8 @@ def promote_tiny(world: TinyWorld, *, threshold: float = 0.5) -> None:
     package = write_package(world.root / f"package-{threshold}", threshold=threshold)
     registry = open_registry(world.config.mlflow, run)
     ref = registry.register(KEY, package, run_id=open_run(world.config.mlflow, run), tags={})
-    registry.promote(KEY, version=ref.version, expected_champion=None, partition=run.partition)
+    desk = open_desk(KEY, work_dir=run.work_dir, mlflow=world.config.mlflow, settings=world.config.promote)
+    make_champion(desk, ref.version, partition=run.partition)
 
 
 def write_images(folder: Path, num: int, *, first: int = 0) -> None:
