@@ -1,6 +1,6 @@
 """How often the gate is right, with its own functions and default settings, next to the rule "new is better than old".
 
-    pytest -s -m benchmark tests/benchmarks/bench_gate.py        about 40 minutes on one core
+    pytest -s -m benchmark tests/benchmarks/bench_gate.py        about 30 minutes on one idle core
 
 Scores are binormal, image AUROC of the champion 0.97; the scores of two models on the same image correlate by 0.85.
 The champion is also the anchor in the first table. In the second, 180 nights follow each other: a candidate's true

@@ -93,7 +93,7 @@ def test_the_third_night_is_judged_against_the_champion_and_an_older_anchor(
 
     second, third = (_outputs(world, night) for night in NIGHTS[1:])
     assert (second["evaluate"]["champion_version"], second["evaluate"]["anchor_version"]) == (1, 1)
-    assert second["gate"]["verdict"] == "PROMOTE", second["gate"]["reasons"]
+    assert second["promote"]["outcome"] == "PROMOTED", second["gate"]["reasons"]
     # As long as nobody moves it, the anchor stays where it was.
     assert (third["evaluate"]["champion_version"], third["evaluate"]["anchor_version"]) == (2, 1)
     rules = {reason["rule"]: reason["verdict"] for reason in third["gate"]["reasons"]}

@@ -115,6 +115,11 @@ def _decide(
     if settings is None:
         return auroc(ours, golden.labels) > auroc(theirs, golden.labels), False
     best = theirs if anchor is champion else golden.scores(anchor.quality, anchor.noise)
+    now = auroc(ours, golden.labels)
+    for other, margins in ((theirs, settings.margins), (best, settings.anchor_margins)):
+        if now - auroc(other, golden.labels) <= -margins.get("image_auroc", 1.0):
+            # No lower bound lies above the difference itself, so the gate cannot promote; this only saves time.
+            return False, False
     evidence = evidence_of(golden.labels, candidate=ours, champion=theirs, anchor=best)
     reasons, is_best = judge(evidence, settings, night=NIGHT, candidate_key=key)
     return gravest(reasons) is Verdict.PROMOTE, is_best

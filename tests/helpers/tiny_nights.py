@@ -53,7 +53,7 @@ num_synthetic = 4
 
 [export]
 parity_images = 4
-max_score_difference = 0.1
+max_score_difference = 1.0
 
 [gate]
 bootstrap_samples = 200
