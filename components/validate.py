@@ -27,6 +27,7 @@ import pandas as pd
 
 from components._cli import main_for, once
 from components._validation.identity import find_doubles, golden_index, history_index, write_index, write_table
+from components._validation.offline import make_offline
 from components._validation.quarantine import write_quarantine
 from components._validation.screen import screen
 from components._validation.second_opinion import second_opinion
@@ -114,6 +115,7 @@ def _validate(inputs: ValidateInputs, folder: Path) -> ValidationRef:
         night.images = night.images.join(second_opinion(night.eligible(), night.folder, run, inputs.zero_shot))
         night.judge_images(inspection.check("second opinion", night.images, second_opinion_suite()))
     night.judge_lots(inspection.check("counts", night.count(), counts_suite(settings)))
+    make_offline(docs)
     validation = _write(inputs, folder, night, champion, inspection.index_page)
     return replace(validation, anchor=anchor)
 

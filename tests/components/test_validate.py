@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -241,6 +242,21 @@ def test_data_docs_have_a_page_for_each_suite_and_the_fetched_images_are_gone(tr
     pages = {path.parts[-4] for path in docs.parent.glob("validations/*/*/*/*.html")}
     assert pages == {"lots", "content", "identity", "screening", "counts"}
     assert not (docs.parent.parent / "fetched").exists()
+
+
+def test_data_docs_ask_no_foreign_host_and_their_index_leads_everywhere(troubled: Troubled) -> None:
+    docs = Path(troubled.ref.docs_path)
+    pages = sorted(docs.parent.rglob("*.html"))
+
+    loaded = {
+        page.name: re.findall(r"""<(?:link|script|img)[^>]*(?:href|src)=["'](http[^"']*)""", page.read_text())
+        for page in pages
+    }
+    assert loaded == {page.name: [] for page in pages}
+    links = re.findall(r'href="([^"]+)"', docs.read_text())
+    assert len(links) == 2 * 5
+    assert [link for link in links if not (docs.parent / link).is_file()] == []
+    assert ">Failed<" in docs.read_text()
 
 
 def test_a_second_call_remembers_and_a_lost_result_comes_out_the_same(troubled: Troubled) -> None:
