@@ -182,6 +182,11 @@ class FineTuneSettings:
     teacher_checkpoint: str = ""
     """Path or URL of a SAM or MobileSAM checkpoint, for recipes that want one."""
     teacher_sha256: str = ""
+    student_checkpoint: str = ""
+    """Path or URL of the MobileSAM checkpoint that a recipe with ``student_init = "mobile_sam"`` starts from."""
+    student_sha256: str = ""
+    textures: str = ""
+    """Folder of texture photographs (such as DTD) for pseudo-anomalies; empty takes the three embedded ones."""
 
     def __post_init__(self) -> None:
         _check(0 < self.held_out_share < 1, f"held_out_share must be within (0, 1), got {self.held_out_share}")

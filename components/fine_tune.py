@@ -28,11 +28,11 @@ from components.config import FineTuneSettings
 from components.contracts import CandidateRef, Contract, DatasetRef, RunRef, ValidationRef, digest_of, from_json
 from components.errors import InputError, TransientError
 from stlm.config import RecipeConfig
-from stlm.data.synthesis import embedded_textures
+from stlm.data.synthesis import embedded_textures, read_textures
 from stlm.errors import ConfigError, StlmError, WeightsError
 from stlm.models.registry import CONFIG_NAME, build_model, load_model, save_model
 from stlm.models.two_stream import TwoStream
-from stlm.nn.teachers import SamTeacher, load_sam_teacher
+from stlm.nn.teachers import SamTeacher, load_sam_teacher, start_students_from_mobile_sam
 from stlm.recipes import recipe
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.fit import FitResult, fit
@@ -129,7 +129,7 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
             replay=load(replay),
             held_out=load(held_out_memory),
             teacher=_teacher(inputs, model.config, device),
-            textures=embedded_textures(),
+            textures=read_textures(Path(settings.textures)) if settings.textures else embedded_textures(),
             has_parent=parent_dir is not None,
             seed=settings.seed,
             checkpointer=checkpointer,
@@ -159,7 +159,11 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
 def _start(inputs: FineTuneInputs, parent_dir: Path | None) -> TwoStream:
     wanted = recipe(inputs.recipe)
     if parent_dir is None:
-        return build_model(wanted, seed=inputs.settings.seed)
+        model = build_model(wanted, seed=inputs.settings.seed)
+        if wanted.model.student_init == "mobile_sam":
+            settings, cache = inputs.settings, Path(inputs.run.work_dir) / "checkpoints"
+            start_students_from_mobile_sam(model, settings.student_checkpoint, settings.student_sha256, cache)
+        return model
     model = load_model(parent_dir)
     if model.config.model != wanted.model or model.config.image_size != wanted.image_size:
         raise ConfigError(
@@ -183,7 +187,9 @@ def _teacher(inputs: FineTuneInputs, config: RecipeConfig, device: torch.device)
         return None
     settings = inputs.settings
     cache = Path(inputs.run.work_dir) / "checkpoints"
-    teacher = load_sam_teacher(name, settings.teacher_checkpoint, settings.teacher_sha256, cache)
+    teacher = load_sam_teacher(
+        name, settings.teacher_checkpoint, settings.teacher_sha256, cache, image_size=config.image_size
+    )
     return teacher.to(device)
 
 

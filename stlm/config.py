@@ -33,6 +33,8 @@ class ModelConfig:
     """Where the targets come from; ``random`` is for tests."""
     student: Literal["token_denoiser", "tiny_vit_5m"]
     """``token_denoiser``: timm blocks on the frozen trunk's features; ``tiny_vit_5m``: the published encoder."""
+    student_init: Literal["random", "mobile_sam"] = "random"
+    """Where ``tiny_vit_5m`` students start; the paper leaves it open, its code starts them from random weights."""
     embedding_dim: int
     """Channels of both feature levels."""
     decoder_heads: int = 8
@@ -62,6 +64,10 @@ class ModelConfig:
     score_size: tuple[int, int] = (1024, 1024)
 
     def __post_init__(self) -> None:
+        _check(
+            self.student_init == "random" or (self.student == "tiny_vit_5m" and self.embedding_dim == 256),
+            "student_init 'mobile_sam' is for student 'tiny_vit_5m' with embedding_dim 256",
+        )
         _check(self.embedding_dim % self.decoder_heads == 0, "embedding_dim must be a multiple of decoder_heads")
         _check(bool(self.maps), "maps: at least one map is needed")
         _check(not self.map_weights or len(self.map_weights) == len(self.maps), "map_weights: one weight per map")
@@ -79,6 +85,8 @@ class DataConfig:
     """``(height, width)`` of the network's input."""
     texture_probability: float = 1.0
     """Share of pseudo-anomalies filled with textures; the rest with transformed parts of normals themselves."""
+    texture_jitter: float = 0.0
+    """1 scales textures by 0.4 to 1.6 and shifts them by up to 0.3; 0, as published, takes them as they are."""
     clean_probability: float = 0.5
     """Share of training samples left clean, with an empty mask."""
     max_beta: float = 0.8
@@ -88,6 +96,8 @@ class DataConfig:
     exposure: float = 0.0
     """Every image is scaled to this mean grey level before the network sees it; 0 leaves it. An extension."""
     max_rotation_deg: float = 0.0
+    quarter_turns: bool = False
+    """Normals are also turned by a random multiple of 90 degrees."""
     corruptions_per_image: int = 0
     """Pre-made corruptions whose trunk features are cached; 0 corrupts live."""
     replay_corruptions_per_image: int = 0

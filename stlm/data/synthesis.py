@@ -128,7 +128,7 @@ def augment_normal(image: FloatImage, config: DataConfig, rng: np.random.Generat
 
     Args:
         image: ``(H, W, 3)`` float32 in [0, 1].
-        config: ``brightness`` and ``max_rotation_deg``.
+        config: ``brightness``, ``max_rotation_deg`` and ``quarter_turns``.
         rng: Source of the draw.
 
     Returns:
@@ -142,6 +142,9 @@ def augment_normal(image: FloatImage, config: DataConfig, rng: np.random.Generat
             angle, Image.Resampling.BILINEAR, fillcolor=(114, 114, 114)
         )
         image = np.asarray(turned, dtype=np.float32) / 255.0
+    if config.quarter_turns:
+        turns = int(rng.integers(4 if image.shape[0] == image.shape[1] else 2))
+        image = np.rot90(image, turns if image.shape[0] == image.shape[1] else 2 * turns)
     lit: FloatImage = np.clip(image * np.float32(gain) + np.float32(shift), 0.0, 1.0)
     return lit
 
@@ -170,7 +173,8 @@ def corrupt(
     mask = _draw_mask(size, rng)
     gain, shift = rng.uniform(0.4, 1.6), rng.uniform(-0.3, 0.3)
     if rng.random() < config.texture_probability:
-        source = _texture_source(size, textures, rng) * gain + shift
+        jitter = config.texture_jitter
+        source = _texture_source(size, textures, rng) * (1.0 + jitter * (gain - 1.0)) + jitter * shift
     elif rng.random() < 0.5:
         other = others[int(rng.integers(len(others)))]
         shifts = (int(rng.integers(size[0])), int(rng.integers(size[1])))

@@ -26,7 +26,9 @@ from stlm.metrics.pixels import (
     pixel_metrics,
     pixel_statistics,
 )
+from stlm.metrics.precision_recall import average_precision, f1_max
 from stlm.metrics.pro import PRO_FPR_LIMIT, per_region_overlap
+from stlm.metrics.stream import PixelStream, StreamedPixelMetrics
 from stlm.metrics.units import Units, units_of
 
 __all__ = [
@@ -41,10 +43,14 @@ __all__ = [
     "PixelMeasurement",
     "PixelMetrics",
     "PixelStatistics",
+    "PixelStream",
+    "StreamedPixelMetrics",
     "Units",
     "auroc",
+    "average_precision",
     "difference",
     "estimate",
+    "f1_max",
     "false_alarm_rate_at_recall",
     "one_sided_bounds",
     "paired_bounds",

@@ -1,4 +1,4 @@
-"""Pixel AUROC, pixel AP and PRO from one sort, and per-image statistics from which they can be bootstrapped."""
+"""Pixel AUROC, pixel AP, PRO and F1 from one sort, and per-image statistics from which they can be bootstrapped."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,16 +15,18 @@ __all__ = ["PixelMetrics", "PixelStatistics", "pixel_metrics", "pixel_statistics
 
 _DEFECT_QUANTILES = 256
 _NORMAL_QUANTILES = 128
-_METRICS = ("auroc", "average_precision", "pro")
+_METRICS = ("auroc", "average_precision", "pro", "f1_max")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelMetrics:
-    """The three pixel metrics, each exact and in [0, 1]."""
+    """The pixel metrics, each exact and in [0, 1]."""
 
     auroc: float
     average_precision: float
     pro: float
+    f1_max: float
+    """Largest F1 over all thresholds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +53,7 @@ class PixelStatistics:
 
     def samples(
         self,
-        metric: Literal["auroc", "average_precision", "pro"],
+        metric: Literal["auroc", "average_precision", "pro", "f1_max"],
         counts: npt.NDArray[Any],
     ) -> npt.NDArray[np.float64]:
         """One metric of each bootstrap resample of the images.
@@ -118,6 +120,8 @@ def _from_bins(statistics: PixelStatistics, metric: str, counts: npt.NDArray[Any
     found = np.cumsum(in_bin, axis=-1)
     if metric == "auroc":
         return area_up_to(alarm_rate, _from_zero(found / found[:, -1:]), 1.0)
+    if metric == "f1_max":
+        return np.asarray((2.0 * found / (found + alarms + found[:, -1:])).max(axis=-1), dtype=np.float64)
     precision = np.divide(found, found + alarms, out=np.zeros_like(found), where=found > 0)
     return np.asarray((in_bin * precision).sum(axis=-1) / found[:, -1], dtype=np.float64)
 
@@ -134,6 +138,7 @@ def _metrics_of(pixels: Sweep, fpr_limit: float) -> PixelMetrics:
         auroc=float((at_threshold * beaten).sum() / (float(pixels.num_normal) * pixels.num_defect)),
         average_precision=float((at_threshold * precision).sum() / pixels.num_defect),
         pro=pro_of_sweep(pixels, fpr_limit=fpr_limit),
+        f1_max=float((2.0 * pixels.found / (pixels.found + pixels.alarms_from + pixels.num_defect)).max()),
     )
 
 
@@ -143,7 +148,7 @@ def pixel_metrics(
     *,
     fpr_limit: float = PRO_FPR_LIMIT,
 ) -> PixelMetrics:
-    """Pixel AUROC, average precision and PRO over all pixels of all images.
+    """Pixel AUROC, average precision, PRO and largest F1 over all pixels of all images.
 
     Args:
         anomaly_maps: ``(N, H, W)`` float; larger is more anomalous, any scale.

@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
@@ -56,6 +57,8 @@ class FeatureAggregation(nn.Module):
         if last.bias is not None:
             nn.init.constant_(last.bias, -math.log((1.0 - _PRIOR) / _PRIOR))
         self.head = nn.Sequential(_conv_norm_relu(width, width, 3), last)
+        # The published head has a bias here; the normalisation behind it takes its effect away.
+        self.head[0][0].bias = nn.Parameter(torch.zeros(width))
         for module in self.residual.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)

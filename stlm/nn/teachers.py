@@ -17,6 +17,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from stlm.errors import WeightsError
+from stlm.models.two_stream import TwoStream
 from stlm.nn.mask_decoder import SharedDecoder
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "load_sam",
     "load_sam_teacher",
     "read_state",
+    "start_students_from_mobile_sam",
     "verify_checkpoint",
 ]
 
@@ -65,9 +67,11 @@ class SamTeacher(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, *, sam: Sam) -> None:
+    def __init__(self, *, sam: Sam, image_size: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.image_encoder = sam.image_encoder
+        if image_size is not None:
+            _fit_positions(self.image_encoder, image_size)
         self.decoder = shared_decoder_from_sam(sam)
         self.register_buffer("mean", sam.pixel_mean.view(1, 3, 1, 1) / 255.0, persistent=False)
         self.register_buffer("std", sam.pixel_std.view(1, 3, 1, 1) / 255.0, persistent=False)
@@ -79,13 +83,26 @@ class SamTeacher(nn.Module):
         """Targets of a batch.
 
         Args:
-            images: ``(B, 3, H, W)`` float32 in [0, 1], at the encoder's image size.
+            images: ``(B, 3, H, W)`` float32 in [0, 1], at the image size that was given.
 
         Returns:
             Two levels ``(B, 256, H/16, W/16)``.
         """
         first = self.image_encoder((images - self.mean) / self.std)
         return first, self.decoder(first)
+
+
+def _fit_positions(encoder: nn.Module, image_size: tuple[int, int]) -> None:
+    """Bring SAM's absolute position embedding to another grid; its relative ones adapt by themselves."""
+    positions = getattr(encoder, "pos_embed", None)
+    if not isinstance(positions, Tensor):
+        return
+    height, width = (side // 16 for side in image_size)
+    if tuple(positions.shape[1:3]) == (height, width):
+        return
+    grid = positions.detach().permute(0, 3, 1, 2)
+    resized = nn.functional.interpolate(grid, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+    encoder.pos_embed = nn.Parameter(resized.permute(0, 2, 3, 1).contiguous(), requires_grad=False)
 
 
 def shared_decoder_from_sam(sam: Sam) -> SharedDecoder:
@@ -229,7 +246,9 @@ def load_sam(name: SamName, checkpoint: str, sha256: str, cache_dir: Path) -> Sa
     return frozen
 
 
-def load_sam_teacher(name: SamName, checkpoint: str, sha256: str, cache_dir: Path) -> SamTeacher:
+def load_sam_teacher(
+    name: SamName, checkpoint: str, sha256: str, cache_dir: Path, *, image_size: tuple[int, int] | None = None
+) -> SamTeacher:
     """Build a frozen teacher from a checkpoint in segment-anything's official layout.
 
     Args:
@@ -237,6 +256,8 @@ def load_sam_teacher(name: SamName, checkpoint: str, sha256: str, cache_dir: Pat
         checkpoint: Path or URL.
         sha256: Digest it must have.
         cache_dir: Where downloads are kept.
+        image_size: ``(height, width)`` it is to see, multiples of 16, where that is not 1024 x 1024; its position
+            embedding is interpolated.
 
     Returns:
         The teacher.
@@ -246,4 +267,24 @@ def load_sam_teacher(name: SamName, checkpoint: str, sha256: str, cache_dir: Pat
     """
     if not checkpoint:
         raise WeightsError(f"teacher {name}: set fine_tune.teacher_checkpoint and fine_tune.teacher_sha256")
-    return SamTeacher(sam=load_sam(name, checkpoint, sha256, cache_dir))
+    return SamTeacher(sam=load_sam(name, checkpoint, sha256, cache_dir), image_size=image_size)
+
+
+def start_students_from_mobile_sam(model: TwoStream, checkpoint: str, sha256: str, cache_dir: Path) -> None:
+    """Give both students MobileSAM's image encoder, and the shared decoder MobileSAM's transformer.
+
+    Args:
+        model: Fresh, with students ``tiny_vit_5m``; changed in place.
+        checkpoint: Path or URL, in MobileSAM's official layout.
+        sha256: Digest it must have.
+        cache_dir: Where downloads are kept.
+
+    Raises:
+        WeightsError: The file is missing, altered, or no MobileSAM.
+    """
+    if not checkpoint:
+        raise WeightsError("student_init 'mobile_sam': set fine_tune.student_checkpoint and fine_tune.student_sha256")
+    sam = load_sam("mobile_sam", checkpoint, sha256, cache_dir)
+    for student in (model.plain, model.denoising):
+        student.load_state_dict(sam.image_encoder.state_dict())
+    model.decoder.load_state_dict(shared_decoder_from_sam(sam).state_dict())
