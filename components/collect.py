@@ -1,10 +1,11 @@
 """Landing zone -> the night's batch: complete lots, copied and checked byte for byte.
 
 A lot is a folder ``<landing>/<product>/<line>/<camera>/<lot>/`` with images and, written last by the producer, a
-manifest: ``{"key": "product.line.camera", "lot": "...", "date": "YYYY-MM-DD", "images": [{"name", "bytes",
-"sha256"}]}``. A night takes every complete lot that is dated on or before it and that no other night has taken, an
-older one as ``late``. What it took is pinned in ``<run_dir>/collect/taken.json`` as the last act, so that a re-run
-gives the same batch whatever has landed since. Whatever is *not* taken is said in ``waiting``, never dropped.
+manifest: ``{"key": "product.line.camera", "lot": "...", "date": "YYYY-MM-DD", "images": [{"name", "bytes", "sha256",
+"part"}]}``, where ``part`` may be left out. A night takes every complete lot that is dated on or before it and that no
+other night has taken, an older one as ``late``. What it took is pinned in ``<run_dir>/collect/taken.json`` as the last
+act, so that a re-run gives the same batch whatever has landed since. Whatever is *not* taken is said in ``waiting``,
+never dropped.
 """
 
 import datetime as dt
@@ -34,6 +35,7 @@ _LOCK_SECONDS = 600.0
 _NUM_COPIES = 8
 """Copies at once: an object store answers slowly but many at a time."""
 _LOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MAX_PART_BYTES = 200
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # DVC would take such files for its own.
 _RESERVED_SUFFIXES = (".dvc", "dvc.yaml", "dvc.lock")
@@ -67,12 +69,18 @@ class LotImage(Contract):
     name: str
     bytes: int
     sha256: str
+    part: str = ""
+    """Serial number of the part in the picture, where the producer knows it; pictures of one part stay together."""
 
     def __post_init__(self) -> None:
         if not _SHA256.fullmatch(self.sha256):
             raise ValueError(f"sha256 of {self.name!r} must be 64 lower-case hex digits, got {self.sha256!r}")
         if self.bytes < 0:
             raise ValueError(f"bytes of {self.name!r} must not be negative, got {self.bytes}")
+        if len(self.part.encode()) > _MAX_PART_BYTES or not self.part.isprintable():
+            raise ValueError(
+                f"part of {self.name!r} must be printable and of at most {_MAX_PART_BYTES} bytes, got {self.part!r}"
+            )
         if not _is_plain(self.name):
             raise ValueError(
                 f"image name {self.name!r} is refused: expected a file name of at most 200 bytes, without a path, "

@@ -94,13 +94,16 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
     model = _start(inputs, parent_dir)
     device = _device(settings)
     model.to(device)
-    accepted = _accepted(inputs)
+    accepted, doubtful = _normals(inputs)
     memory = _read_memory(parent_dir)
     training, held_out = split_held_out(accepted, share=settings.held_out_share, seed=settings.seed)
+    # Screening cuts the upper tail of the good images off with the defects: a threshold for all good images has to be
+    # calibrated on some of that tail, too.
+    _, tail = split_held_out(doubtful, share=settings.held_out_share, seed=settings.seed, minimum=0)
     replay = choose_replay(memory.training, limit=settings.replay_images, seed=settings.seed)
     # Calibration needs old lots as well as new ones, in the same bounded proportion as training.
     held_out_memory = choose_replay(
-        (*memory.held_out, *held_out), limit=max(len(held_out), settings.replay_images), seed=settings.seed
+        (*memory.held_out, *held_out, *tail), limit=max(len(held_out), settings.replay_images), seed=settings.seed
     )
     images = folder / "images"
     wanted = (*training, *replay, *held_out_memory)
@@ -127,7 +130,7 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
             model,
             new=load(training),
             replay=load(replay),
-            held_out=load(held_out_memory),
+            held_out=load([image for image in held_out_memory if not image.doubtful]),
             teacher=_teacher(inputs, model.config, device),
             textures=read_textures(Path(settings.textures)) if settings.textures else embedded_textures(),
             has_parent=parent_dir is not None,
@@ -193,18 +196,29 @@ def _teacher(inputs: FineTuneInputs, config: RecipeConfig, device: torch.device)
     return teacher.to(device)
 
 
-def _accepted(inputs: FineTuneInputs) -> list[NormalImage]:
-    table = pd.read_parquet(inputs.validation.table_path)
-    rows = table[table["accepted"]]
-    images = [
-        NormalImage(
-            path=f"{inputs.dataset.path}/{row.lot}/{row.name_}", sha256=str(row.sha256), night=inputs.run.partition
-        )
-        for row in rows.rename(columns={"name": "name_"}).itertuples()
-    ]
-    if len(images) < 2:
-        raise InputError(f"night {inputs.run.partition}: expected at least 2 accepted images, got {len(images)}")
-    return images
+def _normals(inputs: FineTuneInputs) -> tuple[list[NormalImage], list[NormalImage]]:
+    """The night's accepted images, and those that screening alone has kept out without a clear defect."""
+    table = pd.read_parquet(inputs.validation.table_path).rename(columns={"name": "name_"})
+    screened = (table["champion_excess"] > 0) | (table["outlier_excess"] > 0)
+    only_screened = screened & ~table["rejected"] & ~table["reasons"].str.contains(";", regex=False)
+    doubtful = only_screened & ~table["accepted"] & ~table["screen_clear"].fillna(value=True).astype(bool)
+
+    def images(rows: pd.DataFrame, *, doubtful: bool) -> list[NormalImage]:
+        return [
+            NormalImage(
+                path=f"{inputs.dataset.path}/{row.lot}/{row.name_}",
+                sha256=str(row.sha256),
+                night=inputs.run.partition,
+                part=str(row.part),
+                doubtful=doubtful,
+            )
+            for row in rows.itertuples()
+        ]
+
+    accepted = images(table[table["accepted"]], doubtful=False)
+    if len(accepted) < 2:
+        raise InputError(f"night {inputs.run.partition}: expected at least 2 accepted images, got {len(accepted)}")
+    return accepted, images(table[doubtful], doubtful=True)
 
 
 def _read_memory(parent_dir: Path | None) -> _Memory:

@@ -13,7 +13,7 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -279,7 +279,14 @@ def feed_landing(source: Path, landing: str, key: ModelKey, night: str, *, s3_en
 
 
 def feed_from_folder(
-    images: Sequence[Path], landing: str, key: ModelKey, lot: str, date: str, *, s3_endpoint_url: str = ""
+    images: Sequence[Path],
+    landing: str,
+    key: ModelKey,
+    lot: str,
+    date: str,
+    *,
+    parts: Mapping[str, str] | None = None,
+    s3_endpoint_url: str = "",
 ) -> None:
     """Deliver any images as one lot with its manifest.
 
@@ -289,10 +296,11 @@ def feed_from_folder(
         key: Whose lot.
         lot: Name of the lot.
         date: ``YYYY-MM-DD``, the day the lot was produced.
+        parts: Name of an image -> serial number of its part, where that is known.
         s3_endpoint_url: Server of an ``s3://`` landing zone that is not AWS.
     """
     named = {path.name: path for path in images}
-    manifest = lot_manifest(named, key, lot, date)
+    manifest = lot_manifest(named, key, lot, date, parts=parts)
     deliver(open_landing(landing, s3_endpoint_url), f"{key.path}/{lot}", named, manifest.encode())
 
 

@@ -137,7 +137,13 @@ class _Night:
         try:
             manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             listed = [
-                (str(lot["lot"]), str(lot["date"]), bool(lot["late"]), str(image["name"]))
+                (
+                    str(lot["lot"]),
+                    str(lot["date"]),
+                    bool(lot["late"]),
+                    str(image["name"]),
+                    str(image.get("part", "")),
+                )
                 for lot in manifest["lots"]
                 for image in lot["images"]
             ]
@@ -147,7 +153,7 @@ class _Night:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"batch manifest {path} cannot be read: {error!r}") from error
         listed.sort(key=lambda item: (item[1], item[0], item[3]))
-        files = [folder / lot / name for lot, _, _, name in listed]
+        files = [folder / lot / name for lot, _, _, name, _ in listed]
         facts = read_facts(files, max_pixels=inputs.settings.max_pixels)
         images = _image_table(listed, facts, night)
         missing = Counter(lot for (lot, *_), file in zip(listed, files, strict=True) if not file.exists())
@@ -217,8 +223,10 @@ class _Night:
         return table, rejected
 
 
-def _image_table(listed: list[tuple[str, str, bool, str]], facts: list[ImageFacts], night: dt.date) -> pd.DataFrame:
-    names = pd.DataFrame(listed, columns=["lot", "lot_date", "late", "name"])
+def _image_table(
+    listed: list[tuple[str, str, bool, str, str]], facts: list[ImageFacts], night: dt.date
+) -> pd.DataFrame:
+    names = pd.DataFrame(listed, columns=["lot", "lot_date", "late", "name", "part"])
     measured = pd.DataFrame([asdict(fact) for fact in facts], columns=list(ImageFacts.__dataclass_fields__))
     table = pd.concat([names, measured], axis=1)
     for column in ("bit_depth", "height", "width", "brightness", "sharpness", "entropy_bits"):

@@ -42,7 +42,8 @@ def screen(images: pd.DataFrame, folder: Path, champion: ModelRef | None, settin
     Returns:
         Columns ``screened_by`` (``champion``, ``outliers``, ``outliers (drift)`` or ``nothing: too few images``),
         ``screen_score``, ``screen_limit``, ``champion_excess`` and ``outlier_excess`` (positive where above the
-        limit); rows as in ``images``.
+        limit) and ``screen_clear`` (true where twice as far from the night's median as the limit); rows as in
+        ``images``.
 
     Raises:
         InputError: The champion's package, or the trunk's weights, cannot be loaded.
@@ -109,6 +110,7 @@ def _table(images: pd.DataFrame, who: str, scores: NDArray[np.float64], limit: f
             "screen_limit": limit,
             "champion_excess": excess if who == "champion" else nothing,
             "outlier_excess": excess if who.startswith("outliers") else nothing,
+            "screen_clear": excess > limit - (np.median(scores) if len(scores) else np.nan),
         },
         index=images.index,
     )

@@ -15,7 +15,9 @@ _LOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MANIFEST = "manifest.json"
 
 
-def lot_manifest(images: Mapping[str, Path], key: ModelKey, lot: str, date: str) -> str:
+def lot_manifest(
+    images: Mapping[str, Path], key: ModelKey, lot: str, date: str, *, parts: Mapping[str, str] | None = None
+) -> str:
     """The manifest of a lot, as ``collect`` reads it.
 
     Args:
@@ -23,6 +25,7 @@ def lot_manifest(images: Mapping[str, Path], key: ModelKey, lot: str, date: str)
         key: Whose lot.
         lot: Name of the lot.
         date: ``YYYY-MM-DD``, the day the lot was produced.
+        parts: Name in the lot -> serial number of the part, where that is known.
 
     Returns:
         Canonical JSON; the same images give the same text.
@@ -35,7 +38,9 @@ def lot_manifest(images: Mapping[str, Path], key: ModelKey, lot: str, date: str)
     entries = []
     for name, path in sorted(images.items()):
         content = path.read_bytes()
-        entries.append({"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
+        entry = {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        part = (parts or {}).get(name)
+        entries.append({**entry, "part": part} if part else entry)
     return canonical_json({"key": key.slug, "lot": lot, "date": date, "images": entries})
 
 

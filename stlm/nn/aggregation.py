@@ -56,9 +56,10 @@ class FeatureAggregation(nn.Module):
         # Defects are rare: start from a small probability, or the focal loss spends its first steps on the bias.
         if last.bias is not None:
             nn.init.constant_(last.bias, -math.log((1.0 - _PRIOR) / _PRIOR))
-        self.head = nn.Sequential(_conv_norm_relu(width, width, 3), last)
+        before = _conv_norm_relu(width, width, 3)
         # The published head has a bias here; the normalisation behind it takes its effect away.
-        self.head[0][0].bias = nn.Parameter(torch.zeros(width))
+        before[0].register_parameter("bias", nn.Parameter(torch.zeros(width)))
+        self.head = nn.Sequential(before, last)
         for module in self.residual.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)

@@ -83,6 +83,13 @@ def _golden(target: Path) -> list[str]:
     return exposures
 
 
+def _tiles(exposure: str) -> dict[str, str]:
+    """Name of a photograph -> its tile; every tile comes back under every exposure."""
+    with (SHARED / "tiles.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["exposure"] == exposure]
+    return {Path(row["path"]).name: f"{row['class']}-{row['tile_id']}" for row in rows}
+
+
 def _run_night(config: PipelineConfig, night: str) -> str:
     from dags.nightly_retrain import nightly_retrain
 
@@ -137,8 +144,11 @@ def test_six_nights_of_drift_on_s3(
     _say(f"\ngolden strata: {', '.join(exposures)}")
     verdicts = []
     for number, night in enumerate(NIGHTS, start=1):
-        normals = read_train_normals(SHARED / f"exp{number}")
-        feed_from_folder(normals, config.paths.landing, KEY, f"exp{number}", night, s3_endpoint_url=s3.endpoint_url)
+        lot = f"exp{number}"
+        normals = read_train_normals(SHARED / lot)
+        feed_from_folder(
+            normals, config.paths.landing, KEY, lot, night, parts=_tiles(lot), s3_endpoint_url=s3.endpoint_url
+        )
         state = _run_night(config, night)
         _tell(config, night, state)
         assert state == "success"

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +23,9 @@ from tests.helpers.tiny_nights import NIGHTS, TinyWorld, make_tiny_world
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-def inputs_for(world: TinyWorld, night: str, champion: ModelRef | None = None) -> FineTuneInputs:
+def inputs_for(
+    world: TinyWorld, night: str, champion: ModelRef | None = None, *, screened: Sequence[dict[str, object]] = ()
+) -> FineTuneInputs:
     """A fed, versioned night whose images are all accepted but one."""
     run, paths = world.run(night), world.config.paths
     batch = collect(CollectInputs(run=run, landing=paths.landing, settings=world.config.collect)).batch
@@ -30,11 +33,24 @@ def inputs_for(world: TinyWorld, night: str, champion: ModelRef | None = None) -
     dataset = version(VersionInputs(run=run, batch=batch, data_repo=paths.data_repo, dvc_remote=paths.dvc_remote))
     lots = json.loads(Path(batch.manifest_path).read_text(encoding="utf-8"))["lots"]
     rows = [
-        {"lot": lot["lot"], "name": image["name"], "sha256": image["sha256"], "accepted": True}
+        {
+            "lot": lot["lot"],
+            "name": image["name"],
+            "sha256": image["sha256"],
+            "part": image["part"],
+            "accepted": True,
+            "rejected": False,
+            "reasons": "",
+            "champion_excess": -1.0,
+            "outlier_excess": float("nan"),
+            "screen_clear": False,
+        }
         for lot in lots
         for image in lot["images"]
     ]
-    rows[0]["accepted"] = False
+    rows[0] |= {"accepted": False, "reasons": "too dark", "champion_excess": float("nan")}
+    for row, changes in zip(rows[1:], screened, strict=False):
+        row |= {"accepted": False, "reasons": "looks defective to the champion", "champion_excess": 0.5, **changes}
     table = run.run_dir / "table.parquet"
     pd.DataFrame(rows).to_parquet(table)
     validation = ValidationRef(
@@ -89,6 +105,23 @@ def test_a_first_night_trains_from_the_teacher_and_a_second_from_the_champion(tm
     held_out = json.loads((Path(second.package_dir).parent / "held_out.json").read_text(encoding="utf-8"))
     assert all(Path(image["path"]).exists() for image in held_out)
     assert not {i["sha256"] for i in held_out} & {i["sha256"] for i in replay["training"]}
+
+
+def test_what_screening_doubted_is_calibrated_on_and_what_it_was_sure_of_is_not(tmp_path: Path) -> None:
+    world = make_tiny_world(tmp_path)
+    world.feed(NIGHTS[0], num_images=20)
+    settings = dataclasses.replace(world.config.fine_tune, held_out_share=0.999)
+    also_dark = {"reasons": "too dark;looks defective to the champion"}
+    inputs = inputs_for(world, NIGHTS[0], screened=[{}, {}, {"screen_clear": True}, also_dark, {"rejected": True}])
+    candidate = fine_tune(dataclasses.replace(inputs, settings=settings))
+
+    replayed = json.loads((Path(candidate.package_dir) / "replay.json").read_text(encoding="utf-8"))
+    names = [image["path"] for image in replayed["held_out"] if image["doubtful"]]
+    assert len(names) == 1  # of two, one is left out as if it were to be learnt
+    listed = json.loads((Path(candidate.package_dir).parent / "held_out.json").read_text(encoding="utf-8"))
+    assert any(entry["path"].endswith(names[0]) for entry in listed)
+    learnt = json.loads((Path(candidate.package_dir).parent / "training.json").read_text(encoding="utf-8"))
+    assert not any(entry["path"].endswith(names[0]) for entry in learnt)
 
 
 def test_a_second_call_returns_the_candidate_without_training(tmp_path: Path) -> None:

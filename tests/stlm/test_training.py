@@ -1,6 +1,7 @@
 """Two-stage training on a handful of images: it learns, resumes exactly, and stops when it must."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -217,3 +218,17 @@ def test_held_out_split_follows_content_not_order() -> None:
     assert len(held_out) == 8
     assert not set(training) & set(held_out)
     assert split_held_out(images[::-1], share=0.2, seed=0) == (training, held_out)
+
+
+def test_pictures_of_one_part_are_on_the_same_side_every_night() -> None:
+    nights = ["n1", "n2", "n3"]
+    pictures = {
+        night: [replace(image(f"{night}-{i}", night), part=f"SN-{i}") for i in range(60) if (i + len(night)) % 7]
+        for night in nights
+    }
+    split = [split_held_out(pictures[night], share=0.2, seed=0) for night in nights]
+    learnt = {i.part for training, _ in split for i in training}
+    held_out = {i.part for _, held in split for i in held}
+    assert not learnt & held_out
+    assert 6 <= len(held_out) <= 20
+    assert split_held_out(pictures["n1"], share=0.2, seed=1)[1] != split[0][1]
