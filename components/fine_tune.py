@@ -30,9 +30,9 @@ from components.errors import InputError, TransientError
 from stlm.config import RecipeConfig
 from stlm.data.synthesis import embedded_textures, read_textures
 from stlm.errors import ConfigError, StlmError, WeightsError
-from stlm.models.registry import CONFIG_NAME, build_model, load_model, save_model
+from stlm.models.registry import CONFIG_NAME, build_model, load_model, save_model, start_students_from_mobile_sam
 from stlm.models.two_stream import TwoStream
-from stlm.nn.teachers import SamTeacher, load_sam_teacher, start_students_from_mobile_sam
+from stlm.nn.teachers import SamTeacher, load_sam_teacher
 from stlm.recipes import recipe
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.fit import FitResult, fit

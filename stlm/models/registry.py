@@ -19,9 +19,17 @@ from stlm.nn.encoders import PlainProjection, TinyViTStudent, TokenDenoiser, Tru
 from stlm.nn.lite0 import LITE0_CHANNELS, Lite0Trunk
 from stlm.nn.mask_decoder import SharedDecoder
 from stlm.nn.memory import NormalMemory
-from stlm.nn.teachers import RandomTrunk
+from stlm.nn.teachers import RandomTrunk, load_sam, shared_decoder_from_sam
 
-__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "AnomalyModel", "build_model", "load_model", "save_model"]
+__all__ = [
+    "CONFIG_NAME",
+    "WEIGHTS_NAME",
+    "AnomalyModel",
+    "build_model",
+    "load_model",
+    "save_model",
+    "start_students_from_mobile_sam",
+]
 
 AnomalyModel = TwoStream
 WEIGHTS_NAME = "model.safetensors"
@@ -162,3 +170,23 @@ def load_model(folder: Path, *, device: str = "cpu") -> AnomalyModel:
     except RuntimeError as error:
         raise WeightsError(f"{folder}: weights and configuration do not fit ({error})") from error
     return model.to(device).eval()
+
+
+def start_students_from_mobile_sam(model: AnomalyModel, checkpoint: str, sha256: str, cache_dir: Path) -> None:
+    """Give both students MobileSAM's image encoder, and the shared decoder MobileSAM's transformer.
+
+    Args:
+        model: Fresh, with students ``tiny_vit_5m``; changed in place.
+        checkpoint: Path or URL, in MobileSAM's official layout.
+        sha256: Digest it must have.
+        cache_dir: Where downloads are kept.
+
+    Raises:
+        WeightsError: The file is missing, altered, or no MobileSAM.
+    """
+    if not checkpoint:
+        raise WeightsError("student_init 'mobile_sam': set fine_tune.student_checkpoint and fine_tune.student_sha256")
+    sam = load_sam("mobile_sam", checkpoint, sha256, cache_dir)
+    for student in (model.plain, model.denoising):
+        student.load_state_dict(sam.image_encoder.state_dict())
+    model.decoder.load_state_dict(shared_decoder_from_sam(sam).state_dict())

@@ -17,7 +17,6 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from stlm.errors import WeightsError
-from stlm.models.two_stream import TwoStream
 from stlm.nn.mask_decoder import SharedDecoder
 
 __all__ = [
@@ -29,7 +28,7 @@ __all__ = [
     "load_sam",
     "load_sam_teacher",
     "read_state",
-    "start_students_from_mobile_sam",
+    "shared_decoder_from_sam",
     "verify_checkpoint",
 ]
 
@@ -268,23 +267,3 @@ def load_sam_teacher(
     if not checkpoint:
         raise WeightsError(f"teacher {name}: set fine_tune.teacher_checkpoint and fine_tune.teacher_sha256")
     return SamTeacher(sam=load_sam(name, checkpoint, sha256, cache_dir), image_size=image_size)
-
-
-def start_students_from_mobile_sam(model: TwoStream, checkpoint: str, sha256: str, cache_dir: Path) -> None:
-    """Give both students MobileSAM's image encoder, and the shared decoder MobileSAM's transformer.
-
-    Args:
-        model: Fresh, with students ``tiny_vit_5m``; changed in place.
-        checkpoint: Path or URL, in MobileSAM's official layout.
-        sha256: Digest it must have.
-        cache_dir: Where downloads are kept.
-
-    Raises:
-        WeightsError: The file is missing, altered, or no MobileSAM.
-    """
-    if not checkpoint:
-        raise WeightsError("student_init 'mobile_sam': set fine_tune.student_checkpoint and fine_tune.student_sha256")
-    sam = load_sam("mobile_sam", checkpoint, sha256, cache_dir)
-    for student in (model.plain, model.denoising):
-        student.load_state_dict(sam.image_encoder.state_dict())
-    model.decoder.load_state_dict(shared_decoder_from_sam(sam).state_dict())

@@ -11,9 +11,9 @@ import torch
 from stlm.config import RecipeConfig
 from stlm.data.synthesis import augment_normal, corrupt, embedded_textures
 from stlm.errors import ConfigError, WeightsError
-from stlm.models.registry import build_model
+from stlm.models.registry import build_model, start_students_from_mobile_sam
 from stlm.nn.mobile_sam import build_mobile_sam
-from stlm.nn.teachers import SamTeacher, load_sam_teacher, start_students_from_mobile_sam
+from stlm.nn.teachers import SamTeacher, load_sam_teacher
 from stlm.recipes import paper
 from tests.helpers.small_networks import official_mobile_sam_layout, tiny_sam
 
