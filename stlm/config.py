@@ -131,6 +131,8 @@ class StageConfig:
     """Factor on all learning rates on later nights."""
     mask_ratio: float = 0.0
     """Share of hidden cells, for masked reconstruction."""
+    distillation: float = 0.0
+    """On later nights: weight of the denoising student's distance to the champion's; 0 is off."""
 
     def __post_init__(self) -> None:
         _check(self.passes >= 0 and self.update_passes >= 0, f"stage {self.name}: passes must not be negative")
@@ -147,6 +149,8 @@ class RecipeConfig:
     stages: tuple[StageConfig, ...]
     replay_share: float = 0.5
     """Share of replayed images in a batch, once there are earlier nights."""
+    champion_share: float = 0.0
+    """After a later night, weights are this share of the champion's and the rest of the trained ones; 0 is off."""
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -1,11 +1,12 @@
 """Named recipes: functions that return a complete configuration."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from stlm.config import AggregationConfig, DataConfig, ModelConfig, OptimConfig, RecipeConfig, StageConfig
 from stlm.errors import ConfigError
 
-__all__ = ["RECIPES", "lite", "paper", "recipe", "tiny"]
+__all__ = ["RECIPES", "lite", "paper", "paper_banked", "recipe", "tiny"]
 
 
 def lite() -> RecipeConfig:
@@ -127,7 +128,26 @@ def paper() -> RecipeConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], RecipeConfig]] = {"lite": lite, "tiny": tiny, "paper": paper}
+def paper_banked() -> RecipeConfig:
+    """``paper`` with eight corruptions of each normal made beforehand, so that the teacher never runs in a step.
+
+    The same network, losses and optimisers; what is given up is that every step corrupts anew. The bank costs 14 MB of
+    disk for each of the eight at 1024 px.
+    """
+    config = paper()
+    return replace(
+        config,
+        name="paper-banked",
+        data=replace(config.data, corruptions_per_image=8, replay_corruptions_per_image=2),
+    )
+
+
+RECIPES: dict[str, Callable[[], RecipeConfig]] = {
+    "lite": lite,
+    "tiny": tiny,
+    "paper": paper,
+    "paper-banked": paper_banked,
+}
 
 
 def recipe(name: str) -> RecipeConfig:

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from components.console._bench_commands import add_bench_commands
 from components.console._promotion_commands import add_promotion_commands
 from components.console._workspace import Workspace, open_workspace
 from components.errors import EXIT_INPUT_ERROR, EXIT_TRANSIENT_ERROR, InputError, TransientError
@@ -137,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--open", action="store_true", help="open it in the browser")
     command("data", _data, "Make the quick start's data.")
     add_promotion_commands(command, _at_least_one)
+    add_bench_commands(commands)
 
     screen = command("screen", _screen, "Put images before a person, most suspicious first; the accepted become a lot.")
     screen.add_argument("--night", default="", metavar="YYYY-MM-DD", help="the night that the images are for")

@@ -4,6 +4,7 @@
 champion on over nights with replay is this product's own doing.
 """
 
+import copy
 import functools
 import logging
 import math
@@ -81,10 +82,15 @@ def fit(
             assert isinstance(model.plain, PlainProjection)
             model.plain.projection.weight.copy_(model.embedding.projection[:, :, None, None])
     data = model.config.data
-    make_samples = functools.partial(build_samples, model, textures=textures, seed=seed, cache_dir=cache_dir)
+    make_samples = functools.partial(
+        build_samples, model, textures=textures, seed=seed, cache_dir=cache_dir, teacher=teacher
+    )
     new_samples = make_samples(new, repetitions=data.corruptions_per_image, label="new")
     replay_samples = make_samples(replay, repetitions=data.replay_corruptions_per_image, label="replay")
     assert new_samples is not None
+    distils = has_parent and any(stage.distillation > 0 for stage in model.config.stages)
+    champion = copy.deepcopy(model).eval() if distils else None
+    trained_before = copy.deepcopy(_trained_state(model)) if has_parent and model.config.champion_share > 0 else {}
     share = model.config.replay_share if replay_samples is not None else 0.0
     first_stage, curves, total, complete = 0, dict[str, list[Point]](), 0, True
     if state is not None:
@@ -110,14 +116,28 @@ def fit(
             replay_share=share,
             teacher=teacher,
             seed=seed,
+            champion=champion,
             lr_scale=stage.update_lr_scale if has_parent else 1.0,
             checkpointer=checkpointer,
             deadline_s=deadline,
             curves=curves,
         )
         complete = run_stage(run, resumed) and complete
+    for name, value in _trained_state(model).items():
+        if name in trained_before:
+            value.lerp_(trained_before[name].to(value), model.config.champion_share)
     _finish(model, new, held_out, seed)
     return FitResult(num_steps=total, curves=curves, complete=complete)
+
+
+def _trained_state(model: TwoStream) -> dict[str, Tensor]:
+    """What training changes: floating-point weights and running statistics."""
+    return {
+        f"{part}.{name}": value
+        for part in ("plain", "denoising", "decoder", "aggregation")
+        for name, value in model.get_submodule(part).state_dict().items()
+        if value.is_floating_point()
+    }
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from stlm.nn.teachers import Teacher
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.samples import Samples, TrainingBatch
 
-__all__ = ["StageRun", "num_steps", "run_stage"]
+__all__ = ["StageRun", "num_steps", "pixel_losses", "run_stage"]
 
 logger = logging.getLogger(__name__)
 Point = dict[str, float]
@@ -41,6 +41,8 @@ class StageRun:
     replay_share: float
     teacher: Teacher | None
     seed: int
+    champion: TwoStream | None = None
+    """Frozen, as it was before the night; wanted where the stage distils."""
     lr_scale: float = 1.0
     """Factor on all learning rates of the stage."""
     checkpointer: Checkpointer | None = None
@@ -103,14 +105,17 @@ def _draw(run: StageRun, rng: np.random.Generator) -> TrainingBatch:
         return run.new.batch(rng, batch_size)
     replayed = round(batch_size * run.replay_share)
     parts = [run.new.batch(rng, batch_size - replayed), run.replay.batch(rng, replayed)]
-    corrupted, clean = (
+    corrupted, clean, corrupted_targets, clean_targets = (
         tuple(torch.cat(levels) for levels in zip(*(getattr(p, name) for p in parts), strict=True))
-        for name in ("corrupted", "clean")
+        for name in ("corrupted", "clean", "corrupted_targets", "clean_targets")
     )
-    return TrainingBatch(corrupted, clean, torch.cat([p.mask for p in parts]))
+    return TrainingBatch(corrupted, clean, torch.cat([p.mask for p in parts]), corrupted_targets, clean_targets)
 
 
 def _targets(run: StageRun, batch: TrainingBatch) -> tuple[Levels, Levels]:
+    if batch.clean_targets:
+        (first, second), (clean_first, clean_second) = batch.corrupted_targets, batch.clean_targets
+        return (first, second), (clean_first, clean_second)
     with torch.no_grad():
         if run.teacher is not None:
             return run.teacher.levels(batch.corrupted[0]), run.teacher.levels(batch.clean[0])
@@ -127,8 +132,12 @@ def _masked_losses(run: StageRun, batch: TrainingBatch, rng: np.random.Generator
     for row in keep:
         row[rng.permutation(cells)[:hidden]] = False
     kept = torch.from_numpy(keep).view(-1, rows, columns).to(batch.mask.device)
+    targets: Levels
     with torch.no_grad():
-        targets = run.teacher.levels(batch.clean[0]) if run.teacher is not None else run.model.teacher_levels(clean)
+        if batch.clean_targets:
+            targets = batch.clean_targets[0], batch.clean_targets[1]
+        else:
+            targets = run.teacher.levels(batch.clean[0]) if run.teacher is not None else run.model.teacher_levels(clean)
     streams = run.model.streams(clean, mask_features(clean, kept))
     return {
         "masked_reconstruction": hidden_distance(streams.denoising, targets, kept),
@@ -136,19 +145,33 @@ def _masked_losses(run: StageRun, batch: TrainingBatch, rng: np.random.Generator
     }
 
 
-def _pixel_losses(run: StageRun, batch: TrainingBatch) -> dict[str, Tensor]:
+def pixel_losses(run: StageRun, batch: TrainingBatch) -> dict[str, Tensor]:
+    """The published losses of one step.
+
+    Args:
+        run: Gives model, teacher and stage.
+        batch: Corrupted and clean views, mask, and a teacher's levels where they are kept.
+
+    Returns:
+        Loss by name, each a scalar; a step minimises their sum.
+    """
     streams = run.model.streams(run.model.standardise(batch.corrupted))
     corrupted_levels, clean_levels = _targets(run, batch)
     mask = batch.mask
     if mask.shape[-2:] != streams.logits.shape[-2:]:
         size = streams.logits.shape[-2:]
         mask = (nn.functional.interpolate(mask.unsqueeze(1), size=size, mode="bilinear") > 0.5).float().squeeze(1)
-    return {
+    losses = {
         "plain": level_distance(streams.plain, corrupted_levels),
         "denoising": level_distance(streams.denoising, clean_levels),
         "focal": focal_loss(streams.logits, mask),
         "l1": (streams.logits.sigmoid() - mask).abs().mean(),
     }
+    if run.champion is not None and run.stage.distillation > 0:
+        with torch.no_grad():
+            before = run.champion.streams(run.champion.standardise(batch.corrupted))
+        losses["distillation"] = run.stage.distillation * level_distance(streams.denoising, before.denoising)
+    return losses
 
 
 def _steps(run: StageRun, first: int) -> Iterator[int]:
@@ -184,7 +207,7 @@ def run_stage(run: StageRun, resumed: dict[str, Any] | None) -> bool:
             torch.manual_seed(int(rng.integers(2**31)))
             batch = _draw(run, rng)
             masked = run.stage.name == "masked_reconstruction"
-            losses = _masked_losses(run, batch, rng) if masked else _pixel_losses(run, batch)
+            losses = _masked_losses(run, batch, rng) if masked else pixel_losses(run, batch)
             total = torch.stack(list(losses.values())).sum()
             if not torch.isfinite(total):
                 values = " ".join(f"{name}={value.item():.4g}" for name, value in losses.items())

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -24,11 +25,13 @@ from stlm.data.synthesis import FloatImage, augment_normal, corrupt
 from stlm.data.transforms import preprocess, read_image
 from stlm.models.two_stream import TwoStream
 from stlm.nn.encoders import Features
+from stlm.nn.teachers import Teacher
 
 __all__ = ["Normals", "Samples", "TrainingBatch", "build_samples", "load_normals", "trunk_features_of"]
 
 logger = logging.getLogger(__name__)
 _SHARD = 32
+_TEACHER_BATCH = 4
 
 
 class TrainingBatch(NamedTuple):
@@ -38,6 +41,10 @@ class TrainingBatch(NamedTuple):
     clean: Features
     mask: Tensor
     """``(B, H, W)`` float32, 1 on pseudo-anomalous pixels (or positions, where cached)."""
+    corrupted_targets: tuple[Tensor, ...] = ()
+    """A teacher's two levels of the corrupted view, where they are cached; empty otherwise."""
+    clean_targets: tuple[Tensor, ...] = ()
+    """The same of the clean view."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,8 +111,29 @@ def trunk_features_of(model: TwoStream, normals: Normals, *, batch_size: int = 1
     return tuple(torch.cat(levels) for levels in zip(*chunks, strict=True))
 
 
+class _Bank:
+    """Shards of samples: in memory, or mapped from files where they are images and a large teacher's features."""
+
+    def __init__(self, shards: Sequence[dict[str, Tensor] | Path]) -> None:
+        self._shards = [shard if isinstance(shard, dict) else load_file(shard) for shard in shards]
+        self.names = frozenset(self._shards[0])
+
+    def rows(self, name: str, rows: NDArray[np.int64]) -> Tensor:
+        """Entries of one tensor, in the order asked for."""
+        return torch.stack([self._shards[row // _SHARD][name][row % _SHARD] for row in rows.tolist()])
+
+    def levels(self, prefix: str, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        """All tensors ``prefix0``, ``prefix1``, ...; none where there is none."""
+        count = sum(name.startswith(prefix) and name[len(prefix) :].isdigit() for name in self.names)
+        return tuple(self.rows(f"{prefix}{level}", rows) for level in range(count))
+
+
 class Samples:
-    """Pairs of clean and corrupted views of normals; features are cached where the trunk is frozen and shared."""
+    """Pairs of clean and corrupted views of normals, made live or taken from a bank.
+
+    Where the trunk is frozen and shared, the bank holds its features; where a teacher is given, it holds both images
+    and the teacher's features of both, so that a step never runs the teacher.
+    """
 
     def __init__(
         self,
@@ -118,16 +146,18 @@ class Samples:
         seed: int,
         cache_dir: Path | None,
         label: str,
+        teacher: Teacher | None = None,
     ) -> None:
         self.normals = normals
+        self._teacher = teacher
         self._model = model
         self._config = config
         self._textures = textures
         self._seed = seed
         self._repetitions = repetitions
-        self._cache: dict[str, Tensor] | None = None
+        self._bank: _Bank | None = None
         if repetitions > 0 and len(normals) > 0:
-            self._cache = self._fill(cache_dir, label)
+            self._bank = self._fill(cache_dir, label)
 
     def _draw(self, index: int, repetition: int) -> tuple[FloatImage, FloatImage, NDArray[np.bool_]]:
         text = f"{self._seed}:{self.normals.digests[index]}:{repetition}"
@@ -147,28 +177,54 @@ class Samples:
         masks = torch.from_numpy(np.stack([d[2] for d in drawn])).to(device, torch.float32)
         return tuple(x[:count] for x in features), tuple(x[count:] for x in features), masks
 
-    def _fill(self, cache_dir: Path | None, label: str) -> dict[str, Tensor]:
+    def _identity(self) -> str:
+        """What a shard depends on beside its images: another teacher or trunk must not find it."""
+        digest = hashlib.sha256(repr((self._config, self._seed, self._repetitions, self.normals.digests)).encode())
+        source = self._teacher if isinstance(self._teacher, nn.Module) else self._model.trunk
+        if source is not None:
+            for name, value in source.state_dict().items():
+                digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _fill(self, cache_dir: Path | None, label: str) -> _Bank:
         pairs = [(i, r) for r in range(self._repetitions) for i in range(len(self.normals))]
-        shards = []
+        shards: list[dict[str, Tensor] | Path] = []
+        identity = self._identity()
         for start in tqdm(range(0, len(pairs), _SHARD), desc=f"corrupt {label}", unit="shard", disable=None):
             path = None if cache_dir is None else cache_dir / f"{label}-{start:07d}.safetensors"
-            if path is not None and path.exists():
-                shards.append(load_file(path))
+            if path is not None and path.exists() and _identity_of(path) == identity:
+                shards.append(path)
                 continue
-            corrupted, clean, masks = self._features(pairs[start : start + _SHARD])
-            small = F.interpolate(masks.unsqueeze(1), size=corrupted[0].shape[-2:], mode="bilinear", antialias=True)
-            shard = {"mask": (small.squeeze(1) > 0.5).to(torch.uint8).cpu()}
-            for level, (dirty, fresh) in enumerate(zip(corrupted, clean, strict=True)):
-                shard[f"corrupted{level}"] = dirty.half().cpu().contiguous()
-                shard[f"clean{level}"] = fresh.half().cpu().contiguous()
+            shard = self._shard(pairs[start : start + _SHARD])
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_suffix(".part")
-                save_file(shard, partial)
+                save_file(shard, partial, metadata={"identity": identity})
                 partial.replace(path)
-            shards.append(shard)
+            shards.append(shard if path is None or self._teacher is None else path)
             logger.info("corrupting %s images: %d of %d", label, min(start + _SHARD, len(pairs)), len(pairs))
-        return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+        return _Bank(shards)
+
+    def _shard(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        corrupted, clean, masks = self._features(pairs)
+        shard: dict[str, Tensor] = {}
+        if self._teacher is None:
+            size = corrupted[0].shape[-2:]
+            for level, (dirty, fresh) in enumerate(zip(corrupted, clean, strict=True)):
+                shard[f"corrupted{level}"] = dirty.half().cpu().contiguous()
+                shard[f"clean{level}"] = fresh.half().cpu().contiguous()
+        else:
+            for view, images in (("corrupted", corrupted[0]), ("clean", clean[0])):
+                shard[f"{view}0"] = (images * 255.0).round().to(torch.uint8).cpu().contiguous()
+                # The teacher sees what is stored: the image after rounding.
+                seen = shard[f"{view}0"].to(images.device).float() / 255.0
+                chunks = [self._teacher.levels(part) for part in torch.split(seen, _TEACHER_BATCH)]
+                for level, parts in enumerate(zip(*chunks, strict=True)):
+                    shard[f"{view}_target{level}"] = torch.cat(parts).half().cpu().contiguous()
+            size = shard["clean_target0"].shape[-2:]
+        small = F.interpolate(masks.unsqueeze(1), size=size, mode="bilinear", antialias=True)
+        shard["mask"] = (small.squeeze(1) > 0.5).to(torch.uint8).cpu()
+        return shard
 
     def batch(self, rng: np.random.Generator, count: int) -> TrainingBatch:
         """Draw samples with replacement.
@@ -182,21 +238,41 @@ class Samples:
         """
         device = next(self._model.parameters()).device
         chosen = rng.integers(len(self.normals), size=count)
-        if self._cache is None:
+        targets: dict[str, tuple[Tensor, ...]] = {"corrupted": (), "clean": ()}
+        if self._bank is None:
             pairs = [(int(i), int(rng.integers(2**31))) for i in chosen]
             corrupted, clean, mask = self._features(pairs)
         else:
-            rows = torch.from_numpy(chosen + len(self.normals) * rng.integers(self._repetitions, size=count))
-            levels = sum(name.startswith("clean") for name in self._cache)
+            rows = chosen + len(self.normals) * rng.integers(self._repetitions, size=count)
             corrupted, clean = (
-                tuple(self._cache[f"{kind}{level}"][rows].float().to(device) for level in range(levels))
-                for kind in ("corrupted", "clean")
+                tuple(_as_float(level.to(device)) for level in self._bank.levels(view, rows))
+                for view in ("corrupted", "clean")
             )
-            mask = self._cache["mask"][rows].float().to(device)
+            targets = {
+                view: tuple(level.to(device).float() for level in self._bank.levels(f"{view}_target", rows))
+                for view in targets
+            }
+            mask = self._bank.rows("mask", rows).float().to(device)
         keep_clean = torch.from_numpy(rng.random(count) < self._config.clean_probability).to(device)
         selector = keep_clean.view(-1, 1, 1, 1)
-        corrupted = tuple(torch.where(selector, c, d) for d, c in zip(corrupted, clean, strict=True))
-        return TrainingBatch(corrupted, clean, mask * (~keep_clean).view(-1, 1, 1))
+        corrupted, corrupted_targets = (
+            tuple(torch.where(selector, c, d) for d, c in zip(dirty, fresh, strict=True))
+            for dirty, fresh in ((corrupted, clean), (targets["corrupted"], targets["clean"]))
+        )
+        empty_where_clean = mask * (~keep_clean).view(-1, 1, 1)
+        return TrainingBatch(corrupted, clean, empty_where_clean, corrupted_targets, targets["clean"])
+
+
+def _as_float(stored: Tensor) -> Tensor:
+    return stored.float() / 255.0 if stored.dtype == torch.uint8 else stored.float()
+
+
+def _identity_of(path: Path) -> str:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {}).get("identity", ""))
+    except SafetensorError:
+        return ""
 
 
 def build_samples(
@@ -208,6 +284,7 @@ def build_samples(
     seed: int,
     cache_dir: Path | None,
     label: str,
+    teacher: Teacher | None = None,
 ) -> Samples | None:
     """Samples of these normals, or ``None`` where there are none.
 
@@ -219,6 +296,7 @@ def build_samples(
         seed: Decides every draw.
         cache_dir: Shards are kept here, so that a killed run does not make them again.
         label: Name of the shards.
+        teacher: Gives targets to keep, where nothing is shared.
 
     Returns:
         The samples.
@@ -229,9 +307,10 @@ def build_samples(
         model=model,
         normals=normals,
         config=model.config.data,
-        repetitions=repetitions if model.trunk is not None else 0,
+        repetitions=repetitions if model.trunk is not None or teacher is not None else 0,
         textures=textures,
         seed=seed,
         cache_dir=cache_dir,
         label=label,
+        teacher=None if model.trunk is not None else teacher,
     )

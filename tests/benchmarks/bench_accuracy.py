@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from components.quickstart import materialise
+from stlm.bench.patchcore import PatchCore
 from stlm.config import RecipeConfig
 from stlm.data.layout import GoldenSet, read_golden_set, read_train_normals
 from stlm.data.probes import draw_probes
@@ -30,7 +31,6 @@ from stlm.models.two_stream import TwoStream
 from stlm.recipes import lite
 from stlm.training.fit import fit
 from stlm.training.samples import Normals, load_normals
-from tests.benchmarks.patchcore import PatchCore
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 SEED = 0

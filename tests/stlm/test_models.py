@@ -85,7 +85,7 @@ def test_damaged_weights_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="known: lite, tiny, paper"):
+    with pytest.raises(ConfigError, match="known: lite, tiny, paper, paper-banked"):
         recipe("large")
 
 

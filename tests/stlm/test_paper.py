@@ -14,7 +14,8 @@ from stlm.errors import ConfigError, WeightsError
 from stlm.models.registry import build_model, start_students_from_mobile_sam
 from stlm.nn.mobile_sam import build_mobile_sam
 from stlm.nn.teachers import SamTeacher, load_sam_teacher
-from stlm.recipes import paper
+from stlm.recipes import paper, paper_banked
+from stlm.training.samples import Normals, Samples, build_samples
 from tests.helpers.small_networks import official_mobile_sam_layout, tiny_sam
 
 
@@ -127,3 +128,47 @@ def test_quarter_turns_are_off_as_published_and_keep_the_shape() -> None:
     wide = {augment_normal(image[:4], turning, np.random.default_rng(seed)).shape for seed in range(8)}
     assert wide == {(4, 8, 3)}
     assert len(embedded_textures()) == 3
+
+
+class Counting(SamTeacher):
+    """Says how many images it was asked for."""
+
+    asked = 0
+
+    def levels(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.asked += len(images)
+        return super().levels(images)
+
+
+def test_a_bank_spares_the_teacher_and_is_not_taken_for_another_teachers(tmp_path: Path) -> None:
+    config = _with(paper_banked(), embedding_dim=32, decoder_mlp_dim=64, decoder_heads=4)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=(64, 64)))
+    model = build_model(config, seed=0)
+    images = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
+    normals = Normals(images=images, digests=("a", "b", "c"))
+
+    def bank(teacher: SamTeacher) -> Samples:
+        made = build_samples(
+            model, normals, repetitions=2, textures=embedded_textures(), seed=0, cache_dir=tmp_path, label="new",
+            teacher=teacher,
+        )  # fmt: skip
+        assert made is not None
+        return made
+
+    teacher = Counting(sam=tiny_sam())
+    batch = bank(teacher).batch(np.random.default_rng(1), 5)
+    assert teacher.asked == 2 * 6  # both views of each, and none for the batch
+    for images_seen, targets in (
+        (batch.corrupted[0], batch.corrupted_targets),
+        (batch.clean[0], batch.clean_targets),
+    ):
+        for ours, theirs in zip(targets, teacher.levels(images_seen), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
+    teacher.asked = 0
+    again = bank(teacher).batch(np.random.default_rng(1), 5)
+    assert teacher.asked == 0
+    torch.testing.assert_close(again.corrupted_targets, batch.corrupted_targets, rtol=0, atol=0)
+    torch.testing.assert_close(again.mask, batch.mask, rtol=0, atol=0)
+    other = Counting(sam=tiny_sam(seed=1))
+    bank(other)
+    assert other.asked == 2 * 6

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stlm.models.outputs import AnomalyOutput
-from stlm.nn.lite0 import build_lite0_trunk
+from stlm.nn.lite0 import LITE0_CHANNELS, build_lite0_trunk
 from stlm.nn.memory import k_centre
 
 __all__ = ["PatchCore"]
@@ -15,7 +15,7 @@ _SIGMA = 4.0
 
 
 class PatchCore:
-    """A 10 % greedy coreset of at most 15,000 patches; nearest-neighbour maps, re-weighted image score."""
+    """A 10 % greedy coreset of at most ``max_size`` patches; nearest-neighbour maps, re-weighted image score."""
 
     image_size = (256, 256)
 
@@ -23,7 +23,7 @@ class PatchCore:
         self.seed = seed
         self.max_size = max_size
         self.trunk = build_lite0_trunk((4, 10))
-        self.bank = torch.zeros(0)
+        self.bank = torch.zeros(0, sum(LITE0_CHANNELS[tap] for tap in self.trunk.taps))
 
     @torch.no_grad()
     def _patches(self, images: Tensor) -> Tensor:
@@ -34,9 +34,11 @@ class PatchCore:
         return torch.cat(joined, dim=1).flatten(2).transpose(1, 2)
 
     def fit(self, images: Tensor) -> None:
-        """Fill the bank from ``(N, 3, 256, 256)`` normals in [0, 1]."""
+        """Fill the bank from ``(N, 3, 256, 256)`` normals in [0, 1], and from what it holds already."""
         patches = torch.cat([self._patches(batch) for batch in torch.split(images, 16)]).flatten(0, 1)
-        self.bank = patches[k_centre(patches, min(len(patches) // 10, self.max_size), seed=self.seed)]
+        size = min(max(len(patches) // 10, len(self.bank)), self.max_size)
+        pool = torch.cat([self.bank, patches])
+        self.bank = pool[k_centre(pool, size, seed=self.seed)]
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> AnomalyOutput:

@@ -1,0 +1,1 @@
+"""Benchmark protocols: categories beside peers, and nights of drift. Nothing is ever chosen on test images."""

@@ -1,0 +1,276 @@
+"""Detectors that learn night by night, behind one interface: the product's own ways, and peers."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from stlm.bench.patchcore import PatchCore
+from stlm.bench.stfpm import Stfpm
+from stlm.calibration import calibrate_threshold
+from stlm.config import ModelConfig, RecipeConfig
+from stlm.data.synthesis import embedded_textures
+from stlm.errors import ConfigError
+from stlm.evaluation import Detector, score_images
+from stlm.models.registry import AnomalyModel, build_model
+from stlm.recipes import recipe
+from stlm.training.fit import fit
+from stlm.training.replay import NormalImage, choose_replay, split_held_out
+from stlm.training.samples import Normals, load_normals
+
+__all__ = ["STRATEGIES", "Learner", "PatchCoreLearner", "StfpmLearner", "StlmLearner", "learner", "night_of"]
+
+_HELD_OUT_SHARE = 0.15
+_HELD_OUT_LIMIT = 200
+_FALSE_ALARM_RATE = 0.05
+
+
+class Learner(Protocol):
+    """A detector with a memory of its own."""
+
+    def learn(self, night: Sequence[NormalImage]) -> None:
+        """Take a night's normals in."""
+        ...
+
+    @property
+    def detector(self) -> Detector:
+        """As it stands."""
+        ...
+
+    @property
+    def threshold(self) -> float:
+        """Aimed at 5 % false alarms on normals that were held out."""
+        ...
+
+    @property
+    def replay_bytes(self) -> int:
+        """Size of what it keeps of earlier nights beside the model."""
+        ...
+
+
+def night_of(paths: Sequence[Path], name: str, parts: Mapping[str, str] | None = None) -> list[NormalImage]:
+    """Normals of a night by place and content.
+
+    Args:
+        paths: The files.
+        name: Of the night.
+        parts: Name of a file -> its part, where that is known.
+
+    Returns:
+        One entry a file.
+    """
+    return [
+        NormalImage(
+            path=str(path),
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            night=name,
+            part=(parts or {}).get(path.name, ""),
+        )
+        for path in paths
+    ]
+
+
+def _load(images: Sequence[NormalImage], size: tuple[int, int]) -> Normals:
+    return load_normals([Path(image.path) for image in images], [image.sha256 for image in images], size)
+
+
+def _threshold(detector: Detector, held_out: Sequence[NormalImage]) -> float:
+    scores = score_images(detector, [Path(image.path) for image in held_out]).scores
+    return calibrate_threshold(scores, _FALSE_ALARM_RATE).threshold
+
+
+@dataclass(kw_only=True)
+class StlmLearner:
+    """The product's model and night, with the parts of a night that can be left out."""
+
+    config: RecipeConfig
+    seed: int
+    replay_images: int = 100
+    updates: bool = True
+    """False: whatever comes after the first night is ignored."""
+    joint: bool = False
+    """True: every night trains afresh on all normals so far."""
+
+    def __post_init__(self) -> None:
+        self._model: AnomalyModel | None = None
+        self._memory: tuple[NormalImage, ...] = ()
+        self._held_out: tuple[NormalImage, ...] = ()
+        self._all: tuple[NormalImage, ...] = ()
+        self._threshold = float("nan")
+
+    def learn(self, night: Sequence[NormalImage]) -> None:
+        """See :class:`Learner`."""
+        if self._model is not None and not self.updates:
+            return
+        training, held_out = split_held_out(night, share=_HELD_OUT_SHARE, seed=self.seed)
+        self._held_out = choose_replay((*self._held_out, *held_out), limit=_HELD_OUT_LIMIT, seed=self.seed)
+        self._all = (*self._all, *training)
+        has_parent = self._model is not None and not self.joint
+        if self._model is None or self.joint:
+            self._model = build_model(self.config, seed=self.seed)
+        size = self._model.image_size
+        fit(
+            self._model,
+            new=_load(self._all if self.joint else training, size),
+            replay=_load(self._memory if has_parent else (), size),
+            held_out=_load(self._held_out, size),
+            teacher=None,
+            textures=embedded_textures(),
+            has_parent=has_parent,
+            seed=self.seed,
+        )
+        self._memory = choose_replay((*self._memory, *training), limit=self.replay_images, seed=self.seed)
+        self._threshold = _threshold(self._model, self._held_out)
+
+    @property
+    def detector(self) -> AnomalyModel:
+        """See :class:`Learner`."""
+        assert self._model is not None
+        return self._model
+
+    @property
+    def threshold(self) -> float:
+        """See :class:`Learner`."""
+        return self._threshold
+
+    @property
+    def replay_bytes(self) -> int:
+        """See :class:`Learner`."""
+        kept = self._all if self.joint else self._memory
+        return sum(Path(image.path).stat().st_size for image in kept) if self.updates else 0
+
+
+@dataclass(kw_only=True)
+class PatchCoreLearner:
+    """The peer: one coreset of constant size, chosen anew every night from itself and the new patches."""
+
+    seed: int
+    max_size: int = 15_000
+    accumulate: bool = True
+    """False: the bank is filled from the newest night alone."""
+
+    def __post_init__(self) -> None:
+        self._model = PatchCore(seed=self.seed, max_size=self.max_size)
+        self._held_out: tuple[NormalImage, ...] = ()
+        self._threshold = float("nan")
+
+    def learn(self, night: Sequence[NormalImage]) -> None:
+        """See :class:`Learner`."""
+        training, held_out = split_held_out(night, share=_HELD_OUT_SHARE, seed=self.seed)
+        self._held_out = choose_replay((*self._held_out, *held_out), limit=_HELD_OUT_LIMIT, seed=self.seed)
+        images = _load(training, self._model.image_size).images
+        if not self.accumulate:
+            self._model = PatchCore(seed=self.seed, max_size=self.max_size)
+        self._model.fit(torch.from_numpy(images).permute(0, 3, 1, 2) / 255.0)
+        self._threshold = _threshold(self._model, self._held_out)
+
+    @property
+    def detector(self) -> PatchCore:
+        """See :class:`Learner`."""
+        return self._model
+
+    @property
+    def threshold(self) -> float:
+        """See :class:`Learner`."""
+        return self._threshold
+
+    @property
+    def replay_bytes(self) -> int:
+        """See :class:`Learner`."""
+        return 0
+
+
+@dataclass(kw_only=True)
+class StfpmLearner:
+    """The student-teacher peer; goes on from its last state on the newest night alone."""
+
+    seed: int
+
+    def __post_init__(self) -> None:
+        self._model = Stfpm(seed=self.seed)
+        self._held_out: tuple[NormalImage, ...] = ()
+        self._threshold = float("nan")
+
+    def learn(self, night: Sequence[NormalImage]) -> None:
+        """See :class:`Learner`."""
+        training, held_out = split_held_out(night, share=_HELD_OUT_SHARE, seed=self.seed)
+        self._held_out = choose_replay((*self._held_out, *held_out), limit=_HELD_OUT_LIMIT, seed=self.seed)
+        size = self._model.image_size
+        images, kept = (np.asarray(_load(chosen, size).images) for chosen in (training, held_out))
+        self._model.fit(*(torch.from_numpy(part).permute(0, 3, 1, 2) / 255.0 for part in (images, kept)))
+        self._threshold = _threshold(self._model, self._held_out)
+
+    @property
+    def detector(self) -> Stfpm:
+        """See :class:`Learner`."""
+        return self._model
+
+    @property
+    def threshold(self) -> float:
+        """See :class:`Learner`."""
+        return self._threshold
+
+    @property
+    def replay_bytes(self) -> int:
+        """See :class:`Learner`."""
+        return 0
+
+
+def _with_model(config: RecipeConfig, change: Callable[[ModelConfig], ModelConfig]) -> RecipeConfig:
+    return replace(config, model=change(config.model))
+
+
+def _with_distillation(config: RecipeConfig, weight: float) -> RecipeConfig:
+    return replace(config, stages=tuple(replace(stage, distillation=weight) for stage in config.stages))
+
+
+def _only(config: RecipeConfig, name: str, **changes: int) -> RecipeConfig:
+    stages = tuple(replace(stage, passes=0.0, update_passes=0.0) for stage in config.stages)
+    data = replace(config.data, corruptions_per_image=1, replay_corruptions_per_image=1)
+    model = replace(config.model, maps=(name,), map_weights=(), **changes)  # type: ignore[arg-type]
+    return replace(config, model=model, stages=stages, data=data)
+
+
+STRATEGIES: dict[str, Callable[[RecipeConfig, int], Learner]] = {
+    "recipe": lambda config, seed: StlmLearner(config=config, seed=seed),
+    "no-update": lambda config, seed: StlmLearner(config=config, seed=seed, updates=False),
+    "newest-only": lambda config, seed: StlmLearner(config=config, seed=seed, replay_images=0),
+    "replay-40": lambda config, seed: StlmLearner(config=config, seed=seed, replay_images=40),
+    "replay-300": lambda config, seed: StlmLearner(config=config, seed=seed, replay_images=300),
+    "distillation": lambda config, seed: StlmLearner(config=_with_distillation(config, 1.0), seed=seed),
+    "averaging": lambda config, seed: StlmLearner(config=replace(config, champion_share=0.5), seed=seed),
+    "aggregation-only": lambda config, seed: StlmLearner(
+        config=_with_model(config, lambda model: replace(model, maps=("aggregation",), map_weights=())), seed=seed
+    ),
+    "distribution-only": lambda config, seed: StlmLearner(config=_only(config, "distribution"), seed=seed),
+    "coreset-only": lambda config, seed: StlmLearner(config=_only(config, "memory", memory_size=5000), seed=seed),
+    "joint": lambda config, seed: StlmLearner(config=config, seed=seed, joint=True),
+    "patchcore": lambda _config, seed: PatchCoreLearner(seed=seed, max_size=5_000),
+    "patchcore-newest": lambda _config, seed: PatchCoreLearner(seed=seed, max_size=5_000, accumulate=False),
+    "stfpm": lambda _config, seed: StfpmLearner(seed=seed),
+}
+"""Ways to live through nights, by name."""
+
+
+def learner(strategy: str, recipe_name: str, seed: int) -> Learner:
+    """A fresh learner.
+
+    Args:
+        strategy: A key of ``STRATEGIES``.
+        recipe_name: Recipe of the STLM ones.
+        seed: Decides everything drawn.
+
+    Returns:
+        The learner.
+
+    Raises:
+        ConfigError: Strategy or recipe is unknown.
+    """
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
+    return STRATEGIES[strategy](copy.deepcopy(recipe(recipe_name)), seed)

@@ -1,0 +1,89 @@
+"""The student-teacher peer: STFPM (Wang et al., BMVC 2021) on the same frozen backbone, after the paper.
+
+The student has the teacher's layout and learns its normalised features on normals; a position's score is the product
+over the levels of half the squared distance. Trained until held-out normals stop getting better, not for a fixed time.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stlm.models.outputs import AnomalyOutput
+from stlm.nn.lite0 import Lite0Trunk, build_lite0_trunk
+
+__all__ = ["Stfpm"]
+
+_TAPS = (2, 4, 10)
+
+
+class Stfpm:
+    """SGD with momentum as published, learning rate 0.4, batch 32; patience on held-out normals."""
+
+    image_size = (256, 256)
+
+    def __init__(self, *, seed: int, max_epochs: int = 100, patience: int = 10, batch_size: int = 16) -> None:
+        self.seed = seed
+        self.max_epochs = max_epochs
+        self.patience = patience
+        self.batch_size = batch_size
+        self.num_epochs = 0
+        self.teacher = build_lite0_trunk(_TAPS)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.student = Lite0Trunk(blocks=_TAPS, pretrained=False)
+        self.student.requires_grad_(True)
+
+    def _distances(self, images: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            theirs = self.teacher(images)
+        ours = self.student(images)
+        return [
+            0.5 * (F.normalize(ours[tap], dim=1) - F.normalize(theirs[tap], dim=1)).square().sum(dim=1) for tap in _TAPS
+        ]
+
+    def fit(self, images: Tensor, held_out: Tensor) -> None:
+        """Train on ``(N, 3, 256, 256)`` normals in [0, 1]; the best state on ``held_out`` is kept."""
+        generator = torch.Generator().manual_seed(self.seed)
+        optimizer = torch.optim.SGD(self.student.parameters(), lr=0.4, momentum=0.9, weight_decay=1e-4)
+        best, best_state, waited = float("inf"), self._state(), 0
+        for _ in range(self.max_epochs):
+            nn.Module.train(self.student)
+            for chosen in torch.randperm(len(images), generator=generator).split(self.batch_size):
+                if len(chosen) < 2:
+                    continue
+                loss = torch.stack([level.mean() for level in self._distances(images[chosen])]).sum()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            self.num_epochs += 1
+            now = self._loss(held_out)
+            if now < best * 0.999:
+                best, best_state, waited = now, self._state(), 0
+            else:
+                waited += 1
+                if waited >= self.patience:
+                    break
+        self.student.load_state_dict(best_state)
+        self.student.eval()
+
+    def _state(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.student.state_dict().items()}
+
+    @torch.no_grad()
+    def _loss(self, images: Tensor) -> float:
+        self.student.eval()
+        total = 0.0
+        for batch in images.split(self.batch_size):
+            total += sum(float(level.mean()) for level in self._distances(batch)) * len(batch)
+        return total / len(images)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> AnomalyOutput:
+        """Score ``(B, 3, 256, 256)`` images in [0, 1]."""
+        product: Tensor | None = None
+        for level in self._distances(images):
+            resized = F.interpolate(level.unsqueeze(1), size=self.image_size, mode="bilinear", align_corners=False)
+            product = resized if product is None else product * resized
+        assert product is not None
+        anomaly_map = product.squeeze(1)
+        return AnomalyOutput(score=anomaly_map.flatten(1).amax(dim=1), anomaly_map=anomaly_map)
