@@ -8,7 +8,7 @@ from stlm.strict_json import from_json, to_json
 
 __all__ = ["AggregationConfig", "DataConfig", "ModelConfig", "OptimConfig", "RecipeConfig", "StageConfig"]
 
-MapName = Literal["aggregation", "two_stream", "distribution", "memory"]
+MapName = Literal["aggregation", "two_stream", "distribution", "deep_distribution", "memory"]
 
 
 def _check(ok: bool, message: str) -> None:
@@ -51,6 +51,11 @@ class ModelConfig:
     """Which maps make the anomaly map; several are standardised on normals and averaged."""
     map_weights: tuple[float, ...] = ()
     """Weight of each map in the average; empty is equal weights."""
+    score_maps: tuple[MapName, ...] = ()
+    """Which maps make the image score, with the same weights; empty is the same as for the anomaly map."""
+    distribution_taps: tuple[int, ...] = ()
+    """Further blocks of the trunk for the Gaussians: finer ones sharpen ``distribution``, coarser ones make
+    ``deep_distribution``, which judges the image as a whole."""
     memory_size: int = 0
     """Teacher embeddings of normals kept as a constant-size coreset; an extension, 0 in the published design."""
     distribution_shrinkage: float = 0.1
@@ -74,6 +79,7 @@ class ModelConfig:
         _check(all(w > 0 for w in self.map_weights), "map_weights must be positive")
         _check(0 <= self.distribution_shrinkage <= 1, "distribution_shrinkage must be in [0, 1]")
         _check(self.distribution_max_count > 0, "distribution_max_count must be positive")
+        _check(not self.score_maps or len(self.score_maps) == len(self.maps), "score_maps: as many as maps, or none")
         _check("memory" not in self.maps or self.memory_size > 0, "maps names 'memory', but memory_size is 0")
 
 

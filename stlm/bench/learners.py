@@ -232,7 +232,8 @@ def _with_distillation(config: RecipeConfig, weight: float) -> RecipeConfig:
 def _only(config: RecipeConfig, name: str, **changes: int) -> RecipeConfig:
     stages = tuple(replace(stage, passes=0.0, update_passes=0.0) for stage in config.stages)
     data = replace(config.data, corruptions_per_image=1, replay_corruptions_per_image=1)
-    model = replace(config.model, maps=(name,), map_weights=(), **changes)  # type: ignore[arg-type]
+    scores = ("deep_distribution",) if name == "distribution" else ()
+    model = replace(config.model, maps=(name,), map_weights=(), score_maps=scores, **changes)  # type: ignore[arg-type]
     return replace(config, model=model, stages=stages, data=data)
 
 
@@ -245,7 +246,8 @@ STRATEGIES: dict[str, Callable[[RecipeConfig, int], Learner]] = {
     "distillation": lambda config, seed: StlmLearner(config=_with_distillation(config, 1.0), seed=seed),
     "averaging": lambda config, seed: StlmLearner(config=replace(config, champion_share=0.5), seed=seed),
     "aggregation-only": lambda config, seed: StlmLearner(
-        config=_with_model(config, lambda model: replace(model, maps=("aggregation",), map_weights=())), seed=seed
+        config=_with_model(config, lambda model: replace(model, maps=("aggregation",), map_weights=(), score_maps=())),
+        seed=seed,
     ),
     "distribution-only": lambda config, seed: StlmLearner(config=_only(config, "distribution"), seed=seed),
     "coreset-only": lambda config, seed: StlmLearner(config=_only(config, "memory", memory_size=5000), seed=seed),

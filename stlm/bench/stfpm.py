@@ -48,7 +48,7 @@ class Stfpm:
         best, best_state, waited = float("inf"), self._state(), 0
         for _ in range(self.max_epochs):
             nn.Module.train(self.student)
-            for chosen in torch.randperm(len(images), generator=generator).split(self.batch_size):
+            for chosen in torch.split(torch.randperm(len(images), generator=generator), self.batch_size):
                 if len(chosen) < 2:
                     continue
                 loss = torch.stack([level.mean() for level in self._distances(images[chosen])]).sum()
@@ -73,7 +73,7 @@ class Stfpm:
     def _loss(self, images: Tensor) -> float:
         self.student.eval()
         total = 0.0
-        for batch in images.split(self.batch_size):
+        for batch in torch.split(images, self.batch_size):
             total += sum(float(level.mean()) for level in self._distances(batch)) * len(batch)
         return total / len(images)
 

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stlm.config import RecipeConfig
-from stlm.errors import WeightsError
+from stlm.errors import ConfigError, WeightsError
 from stlm.models.two_stream import TwoStream
 from stlm.nn.aggregation import FeatureAggregation
 from stlm.nn.distribution import PatchDistribution
@@ -34,8 +35,10 @@ __all__ = [
 AnomalyModel = TwoStream
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
-_LITE0_TAPS = {4: 8, 7: 16, 10: 16}
-"""Tapped blocks and their strides."""
+_STRIDES = {"lite0": {2: 4, 4: 8, 7: 16, 10: 16, 15: 32}, "random": {1: 4, 2: 8, 3: 16}}
+"""Teacher -> blocks that may be tapped, and their strides."""
+_CORE_TAPS = {"lite0": (4, 7, 10), "random": (1, 2)}
+"""Teacher -> blocks that the students see."""
 
 
 def build_model(config: RecipeConfig, *, seed: int, pretrained: bool = True) -> AnomalyModel:
@@ -81,10 +84,15 @@ def _build(config: RecipeConfig, *, pretrained: bool) -> AnomalyModel:
     if model.student == "tiny_vit_5m":
         plain, denoising = (TinyViTStudent(embedding_dim=model.embedding_dim) for _ in range(2))
     else:
-        trunk, channels, strides = _trunk(model.teacher, pretrained=pretrained)
+        core, extra = _CORE_TAPS.get(model.teacher, ()), model.distribution_taps
+        trunk, channels = _trunk(model.teacher, (*core, *extra), pretrained=pretrained)
         height, width = config.image_size
-        grids = [(height // stride, width // stride) for stride in strides]
-        embedding = TrunkEmbedding(channels=channels, embedding_dim=model.embedding_dim)
+        strides = [_STRIDES[model.teacher][tap] for tap in (*core, *extra)]
+        all_channels, all_grids = channels, [(height // stride, width // stride) for stride in strides]
+        channels, grids = all_channels[: len(core)], all_grids[: len(core)]
+        embedding = TrunkEmbedding(
+            channels=channels, embedding_dim=model.embedding_dim, extra_channels=all_channels[len(core) :]
+        )
         teacher_decoder = copy.deepcopy(decoder)
         plain = PlainProjection(channels=channels, embedding_dim=model.embedding_dim)
         denoising = TokenDenoiser(
@@ -96,15 +104,16 @@ def _build(config: RecipeConfig, *, pretrained: bool) -> AnomalyModel:
             bottleneck=model.denoiser_bottleneck,
             dropout=model.denoiser_dropout,
         )
-        if "distribution" in model.maps:
+        if {"distribution", "deep_distribution"} & {*model.maps, *model.score_maps}:
             distribution = PatchDistribution(
-                channels=channels,
-                grids=grids,
+                channels=all_channels,
+                grids=all_grids,
                 shrinkage=model.distribution_shrinkage,
                 max_count=model.distribution_max_count,
             )
     return TwoStream(
         config=config,
+        taps=(_CORE_TAPS.get(model.teacher, ()), model.distribution_taps),
         trunk=trunk,
         embedding=embedding,
         teacher_decoder=teacher_decoder,
@@ -117,13 +126,15 @@ def _build(config: RecipeConfig, *, pretrained: bool) -> AnomalyModel:
     )
 
 
-def _trunk(teacher: str, *, pretrained: bool) -> tuple[nn.Module, list[int], list[int]]:
+def _trunk(teacher: str, taps: Sequence[int], *, pretrained: bool) -> tuple[nn.Module, list[int]]:
+    if teacher not in _STRIDES:
+        raise WeightsError(f"teacher {teacher!r} has no trunk to share; use student 'tiny_vit_5m' with it")
+    unknown = sorted(set(taps) - set(_STRIDES[teacher]))
+    if unknown:
+        raise ConfigError(f"distribution_taps: teacher {teacher!r} has no block {unknown}")
     if teacher == "random":
-        return RandomTrunk(), list(RandomTrunk.channels.values()), [4, 8]
-    if teacher == "lite0":
-        trunk = Lite0Trunk(blocks=tuple(_LITE0_TAPS), pretrained=pretrained)
-        return trunk, [LITE0_CHANNELS[tap] for tap in _LITE0_TAPS], list(_LITE0_TAPS.values())
-    raise WeightsError(f"teacher {teacher!r} has no trunk to share; use student 'tiny_vit_5m' with it")
+        return RandomTrunk(), [RandomTrunk.channels[tap] for tap in taps]
+    return Lite0Trunk(blocks=taps, pretrained=pretrained), [LITE0_CHANNELS[tap] for tap in taps]
 
 
 def save_model(model: AnomalyModel, folder: Path) -> str:

@@ -41,11 +41,13 @@ class TwoStream(nn.Module):
     map_centre: Tensor
     map_scale: Tensor
     map_weights: Tensor
+    score_weights: Tensor
 
     def __init__(
         self,
         *,
         config: RecipeConfig,
+        taps: tuple[tuple[int, ...], tuple[int, ...]],
         trunk: nn.Module | None,
         embedding: TrunkEmbedding | None,
         teacher_decoder: SharedDecoder | None,
@@ -58,6 +60,7 @@ class TwoStream(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.core_taps, self.extra_taps = taps
         self.trunk = trunk
         self.embedding = embedding
         self.teacher_decoder = teacher_decoder
@@ -67,10 +70,14 @@ class TwoStream(nn.Module):
         self.aggregation = aggregation
         self.distribution = distribution
         self.memory = memory
-        self.register_buffer("map_centre", torch.zeros(len(config.model.maps)))
-        self.register_buffer("map_scale", torch.ones(len(config.model.maps)))
-        weights = torch.tensor(config.model.map_weights or (1.0,) * len(config.model.maps))
-        self.register_buffer("map_weights", weights / weights.sum(), persistent=False)
+        maps, score_maps = config.model.maps, config.model.score_maps or config.model.maps
+        self.map_names = tuple(dict.fromkeys((*maps, *score_maps)))
+        self.register_buffer("map_centre", torch.zeros(len(self.map_names)))
+        self.register_buffer("map_scale", torch.ones(len(self.map_names)))
+        weights = config.model.map_weights or (1.0,) * len(maps)
+        for buffer, names in (("map_weights", maps), ("score_weights", score_maps)):
+            share = torch.tensor([dict(zip(names, weights, strict=True)).get(name, 0.0) for name in self.map_names])
+            self.register_buffer(buffer, share / share.sum(), persistent=False)
         for frozen in (trunk, embedding, teacher_decoder, distribution, memory):
             if frozen is not None:
                 frozen.requires_grad_(False)
@@ -80,20 +87,20 @@ class TwoStream(nn.Module):
         """``(height, width)`` of the input."""
         return self.config.image_size
 
-    def trunk_features(self, images: Tensor) -> Features:
+    def trunk_features(self, images: Tensor, *, extra: bool = False) -> Features:
         """What can be cached of an image: frozen trunk features, or the image itself where nothing is shared.
 
         Args:
             images: ``(B, 3, H, W)`` float32 in [0, 1].
+            extra: Also give the levels that only the Gaussians see.
 
         Returns:
-            Levels ``(B, C_i, h_i, w_i)``, finest first.
+            Levels ``(B, C_i, h_i, w_i)``: the students', finest first, then the extra ones.
         """
         images = equalise_exposure(images, self.config.data.exposure)
         if self.trunk is None:
             return (images,)
-        features = frozen_features(self.trunk, images)
-        return tuple(features[tap] for tap in sorted(features))
+        return frozen_features(self.trunk, images, (*self.core_taps, *(self.extra_taps if extra else ())))
 
     def standardise(self, features: Features) -> Features:
         """Trunk features as the students see them."""
@@ -128,7 +135,7 @@ class TwoStream(nn.Module):
             denoised = self.denoising((denoising_input or standardised)[0])
         else:
             plain = self.plain(self.embedding.join(standardised))
-            denoised = self.denoising(denoising_input or standardised)
+            denoised = self.denoising(denoising_input or standardised[: len(self.core_taps)])
         # One decoder pass for both students: the decoder is shared and treats every image on its own.
         second_plain, second_denoised = self.decoder(torch.cat([plain, denoised])).chunk(2)
         products = [
@@ -142,24 +149,25 @@ class TwoStream(nn.Module):
         """The maps named in the recipe, before standardisation.
 
         Args:
-            features: Output of :meth:`trunk_features`.
+            features: Output of :meth:`trunk_features` with the extra levels.
 
         Returns:
-            ``(B, number of maps, h, w)``.
+            ``(B, M, h, w)`` in the order of ``map_names``.
         """
         standardised = self.standardise(features)
         streams = self.streams(standardised)
+        distances = self.distribution(standardised) if self.distribution is not None else None
         maps = []
-        for name in self.config.model.maps:
+        for name in self.map_names:
             if name == "aggregation":
                 # Alone it is the published probability map; to be averaged with distances it must not saturate.
-                maps.append(streams.logits if len(self.config.model.maps) > 1 else streams.logits.sigmoid())
+                maps.append(streams.logits if len(self.map_names) > 1 else streams.logits.sigmoid())
             elif name == "two_stream":
                 levels = zip(streams.plain, streams.denoising, strict=True)
                 maps.append(torch.stack([cosine_distance(p, d) for p, d in levels]).sum(dim=0))
-            elif name == "distribution":
-                assert self.distribution is not None
-                maps.append(self.distribution(standardised))
+            elif name in {"distribution", "deep_distribution"}:
+                assert distances is not None
+                maps.append(self._of_levels(distances, deep=name == "deep_distribution"))
             else:
                 assert self.embedding is not None
                 assert self.memory is not None
@@ -169,6 +177,12 @@ class TwoStream(nn.Module):
             kernel = self.config.model.smoothing
             stacked = F.avg_pool2d(stacked, kernel, stride=1, padding=kernel // 2, count_include_pad=False)
         return stacked
+
+    def _of_levels(self, distances: Tensor, *, deep: bool) -> Tensor:
+        """Mean distance over the students' levels and the finer, or the coarser, of the extra ones."""
+        core = len(self.core_taps)
+        extra = [core + i for i, tap in enumerate(self.extra_taps) if (tap > self.core_taps[-1]) == deep]
+        return distances[:, [*range(core), *extra]].mean(dim=1)
 
     def image_scores(self, maps: Tensor) -> Tensor:
         """Mean of the largest values of each map.
@@ -184,17 +198,22 @@ class TwoStream(nn.Module):
             maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
         return maps.flatten(2).topk(self.config.model.score_top_k, dim=-1).values.mean(dim=-1)
 
-    def fuse(self, maps: Tensor) -> Tensor:
-        """Weighted average of the standardised maps; a single map stays as it is.
+    def fuse(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted averages of the standardised maps; a single map stays as it is.
 
         Args:
-            maps: ``(B, M, h, w)``.
+            maps: ``(B, M, h, w)`` in the order of ``map_names``.
 
         Returns:
-            ``(B, 1, h, w)``.
+            The anomaly map and the map behind the image score, ``(B, 1, h, w)`` each.
         """
         centre, scale = self.map_centre.view(1, -1, 1, 1), self.map_scale.view(1, -1, 1, 1)
-        return (self.map_weights.view(1, -1, 1, 1) * (maps - centre) / scale).sum(dim=1, keepdim=True)
+        standardised = (maps - centre) / scale
+        anomaly_map, score_map = (
+            (weights.view(1, -1, 1, 1) * standardised).sum(dim=1, keepdim=True)
+            for weights in (self.map_weights, self.score_weights)
+        )
+        return anomaly_map, score_map
 
     @torch.no_grad()
     def fit_fusion(self, maps: Tensor) -> None:
@@ -203,7 +222,7 @@ class TwoStream(nn.Module):
         Args:
             maps: ``(N, M, h, w)`` raw maps of normals that were not trained on.
         """
-        if len(self.config.model.maps) == 1:
+        if len(self.map_names) == 1:
             return
         scores = self.image_scores(maps)
         self.map_centre.copy_(scores.mean(dim=0))
@@ -219,7 +238,7 @@ class TwoStream(nn.Module):
         Returns:
             Scores ``(B,)`` and maps ``(B, H, W)``.
         """
-        fused = self.fuse(self.raw_maps(self.trunk_features(images)))
-        score = self.image_scores(fused).squeeze(1)
-        resized = F.interpolate(fused, size=self.image_size, mode="bilinear", align_corners=False)
-        return AnomalyOutput(score=score, anomaly_map=resized.squeeze(1))
+        anomaly_map, score_map = self.fuse(self.raw_maps(self.trunk_features(images, extra=True)))
+        score = self.image_scores(score_map)[:, 0]
+        resized = F.interpolate(anomaly_map, size=self.image_size, mode="bilinear", align_corners=False)
+        return AnomalyOutput(score=score, anomaly_map=resized[:, 0])

@@ -25,7 +25,7 @@ class PatchDistribution(nn.Module):
 
     Args:
         channels: Channels of each level.
-        grids: ``(height, width)`` of each level, finest first.
+        grids: ``(height, width)`` of each level; distances are brought to the first one's.
         shrinkage: Weight of the covariance averaged over all positions, in [0, 1].
         max_count: Earlier images weigh as much as this many at most, so that lasting drift is learnt in bounded time.
     """
@@ -53,7 +53,7 @@ class PatchDistribution(nn.Module):
         """Merge new normals in.
 
         Args:
-            features: Standardised levels ``(N, C_i, h_i, w_i)`` of new normals.
+            features: All standardised levels ``(N, C_i, h_i, w_i)`` of new normals.
             chunk: Images merged at a time; bounds the memory.
         """
         self.count.clamp_(max=self.max_count)
@@ -94,26 +94,28 @@ class PatchDistribution(nn.Module):
             getattr(self, f"whitening{level}").copy_(inverse.transpose(1, 2) / width**0.5)
 
     def forward(self, features: Features) -> Tensor:
-        """Mean over the levels of the Mahalanobis distance.
+        """Mahalanobis distance at each level.
 
         Args:
-            features: Standardised levels ``(B, C_i, h_i, w_i)``.
+            features: All standardised levels ``(B, C_i, h_i, w_i)``.
 
         Returns:
-            ``(B, h, w)`` on the finest grid; about 1 for normals.
+            ``(B, levels, h, w)`` on the first level's grid; about 1 for normals.
         """
         size = features[0].shape[-2:]
-        total: Tensor | None = None
+        maps = []
         for level, values in enumerate(features):
             deviations = (_points(values) - getattr(self, f"mean{level}")).transpose(0, 1)
             whitened = deviations @ getattr(self, f"whitening{level}")
             distance = whitened.square().sum(dim=-1).clamp_min(1e-12).sqrt().transpose(0, 1)
-            level_map = distance.unflatten(1, tuple(values.shape[-2:])).unsqueeze(1)
-            if values.shape[-2:] != size:
+            grid = values.shape[-2:]
+            level_map = distance.unflatten(1, (grid[0], grid[1])).unsqueeze(1)
+            if grid[0] > size[0]:
+                level_map = F.avg_pool2d(level_map, grid[0] // size[0])
+            elif grid[0] < size[0]:
                 level_map = F.interpolate(level_map, size=size, mode="bilinear", align_corners=False)
-            total = level_map if total is None else total + level_map
-        assert total is not None
-        return total.squeeze(1) / self.num_levels
+            maps.append(level_map[:, 0])
+        return torch.stack(maps, dim=1)
 
 
 def _points(values: Tensor) -> Tensor:

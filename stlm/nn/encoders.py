@@ -60,11 +60,11 @@ class TrunkEmbedding(nn.Module):
 
     projection: Tensor
 
-    def __init__(self, *, channels: Sequence[int], embedding_dim: int) -> None:
+    def __init__(self, *, channels: Sequence[int], embedding_dim: int, extra_channels: Sequence[int] = ()) -> None:
         super().__init__()
         total = sum(channels)
-        self.channels = tuple(channels)
-        for index, count in enumerate(channels):
+        self.num_levels = len(channels)
+        for index, count in enumerate((*channels, *extra_channels)):
             self.register_buffer(f"mean{index}", torch.zeros(1, count, 1, 1))
             self.register_buffer(f"scale{index}", torch.ones(1, count, 1, 1))
         self.register_buffer("projection", torch.eye(embedding_dim, total))
@@ -73,10 +73,10 @@ class TrunkEmbedding(nn.Module):
         """Zero mean and unit variance per channel, as fitted.
 
         Args:
-            features: F.
+            features: F, or F with the extra levels behind.
 
         Returns:
-            F, standardised.
+            The same levels, standardised.
         """
         return tuple(
             (level - getattr(self, f"mean{i}")) * getattr(self, f"scale{i}") for i, level in enumerate(features)
@@ -86,7 +86,7 @@ class TrunkEmbedding(nn.Module):
         """Smooth every level and bring it to the finest grid.
 
         Args:
-            standardised: F.
+            standardised: F; extra levels are left out.
 
         Returns:
             ``(B, sum of channels, h, w)``.
@@ -96,7 +96,7 @@ class TrunkEmbedding(nn.Module):
             smooth(x)
             if x.shape[-2:] == size
             else F.interpolate(smooth(x), size=size, mode="bilinear", align_corners=False)
-            for x in standardised
+            for x in standardised[: self.num_levels]
         ]
         return torch.cat(levels, dim=1)
 
@@ -116,7 +116,7 @@ class TrunkEmbedding(nn.Module):
         """Fit standardisation and projection to clean normals.
 
         Args:
-            features: F of the first night's normals, in memory.
+            features: F of the first night's normals, with the extra levels behind, in memory.
             max_vectors: Positions used for the projection, evenly spaced.
         """
         for index, level in enumerate(features):

@@ -19,8 +19,8 @@ from stlm.errors import WeightsError
 
 __all__ = ["LITE0_CHANNELS", "Lite0Trunk", "build_lite0_trunk"]
 
-LITE0_CHANNELS = {2: 24, 4: 40, 7: 80, 10: 112}
-"""Block index -> channels of its output; strides are 4, 8, 16 and 16."""
+LITE0_CHANNELS = {2: 24, 4: 40, 7: 80, 10: 112, 15: 320}
+"""Block index -> channels of its output; strides are 4, 8, 16, 16 and 32."""
 
 _PARTS = (
     ("_expand_conv", "conv_pw"),
@@ -34,7 +34,7 @@ _FIRST_BLOCK_PARTS = (("_depthwise_conv", "conv_dw"), ("_project_conv", "conv_pw
 
 
 class Lite0Trunk(nn.Module):
-    """EfficientNet-Lite0 up to block 10, frozen and always in evaluation mode."""
+    """EfficientNet-Lite0 up to its last wanted block, frozen and always in evaluation mode."""
 
     mean: Tensor
     std: Tensor
@@ -61,20 +61,22 @@ class Lite0Trunk(nn.Module):
         del mode
         return super().train(False)
 
-    def forward(self, images: Tensor) -> dict[int, Tensor]:
+    def forward(self, images: Tensor, taps: Sequence[int] = ()) -> dict[int, Tensor]:
         """Features after the tapped blocks.
 
         Args:
             images: ``(B, 3, H, W)`` float32 in [0, 1].
+            taps: Some of the tapped blocks; empty is all of them.
 
         Returns:
             Block index -> ``(B, C, H/stride, W/stride)``.
         """
         x = self.stem((images - self.mean) / self.std)
         features: dict[int, Tensor] = {}
-        for index, block in enumerate(self.blocks):
+        wanted = tuple(taps) or self.taps
+        for index, block in enumerate(self.blocks[: max(wanted) + 1]):
             x = block(x)
-            if index in self.taps:
+            if index in wanted:
                 features[index] = x
         return features
 

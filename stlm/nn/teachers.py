@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import tempfile
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
@@ -46,18 +47,21 @@ class Teacher(Protocol):
 class RandomTrunk(nn.Module):
     """A frozen, seeded, random trunk with the interface of ``Lite0Trunk``; for tests that must not need weights."""
 
-    channels: ClassVar[dict[int, int]] = {1: 12, 2: 24}
+    channels: ClassVar[dict[int, int]] = {1: 12, 2: 24, 3: 16}
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Sequential(nn.Conv2d(3, 12, 5, stride=4, padding=2), nn.ReLU())
         self.second = nn.Sequential(nn.Conv2d(12, 24, 3, stride=2, padding=1), nn.ReLU())
+        self.third = nn.Sequential(nn.Conv2d(24, 16, 3, stride=2, padding=1), nn.ReLU())
         self.requires_grad_(False)
 
-    def forward(self, images: Tensor) -> dict[int, Tensor]:
-        """Features at strides 4 and 8."""
+    def forward(self, images: Tensor, taps: Sequence[int] = ()) -> dict[int, Tensor]:
+        """Features at strides 4, 8 and 16; all, or those at ``taps``."""
         first = self.first(images)
-        return {1: first, 2: self.second(first)}
+        second = self.second(first)
+        levels = {1: first, 2: second, 3: self.third(second)}
+        return {tap: level for tap, level in levels.items() if not taps or tap in taps}
 
 
 class SamTeacher(nn.Module):

@@ -93,7 +93,7 @@ def _to_tensor(images: Sequence[FloatImage]) -> Tensor:
 
 @torch.no_grad()
 def trunk_features_of(model: TwoStream, normals: Normals, *, batch_size: int = 16) -> Features:
-    """Trunk features of all images.
+    """Trunk features of all images, with the extra levels.
 
     Args:
         model: Gives the frozen trunk.
@@ -107,7 +107,7 @@ def trunk_features_of(model: TwoStream, normals: Normals, *, batch_size: int = 1
     chunks: list[Features] = []
     for start in range(0, len(normals), batch_size):
         images = _to_tensor([normals.float_image(i) for i in range(start, min(start + batch_size, len(normals)))])
-        chunks.append(tuple(level.half().cpu() for level in model.trunk_features(images.to(device))))
+        chunks.append(tuple(level.half().cpu() for level in model.trunk_features(images.to(device), extra=True)))
     return tuple(torch.cat(levels) for levels in zip(*chunks, strict=True))
 
 

@@ -80,17 +80,20 @@ def _train(config: RecipeConfig, new: Normals, held_out: Normals) -> tuple[TwoSt
 
 
 def _variants(model: TwoStream) -> dict[str, TwoStream]:
-    """The fused detector, and each of its maps alone."""
+    """The fused detector, and each of its maps alone; the last name of a map is the one behind the image score."""
     variants = {"STLM lite": model}
-    for index, name in enumerate(model.config.model.maps):
+    config = model.config.model
+    for name, score_name in zip(config.maps, config.score_maps or config.maps, strict=True):
         alone = build_model(
             dataclasses.replace(
-                model.config, model=dataclasses.replace(model.config.model, maps=(name,), map_weights=())
+                model.config,
+                model=dataclasses.replace(config, maps=(name,), score_maps=(score_name,), map_weights=()),
             ),
             seed=SEED,
         )
         state = model.state_dict()
-        state["map_centre"], state["map_scale"] = (state[key][index : index + 1] for key in ("map_centre", "map_scale"))
+        rows = [model.map_names.index(each) for each in alone.map_names]
+        state["map_centre"], state["map_scale"] = state["map_centre"][rows], state["map_scale"][rows]
         alone.load_state_dict({key: state[key] for key in alone.state_dict()})
         variants[f"  {name} map alone"] = alone
     return variants

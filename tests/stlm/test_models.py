@@ -1,6 +1,7 @@
 """Every recipe's network: shapes, gradients, what is frozen, and that it survives being saved."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,36 @@ def test_k_centre_picks_one_of_each_cluster_first() -> None:
     points = centres.repeat_interleave(50, dim=0) + torch.rand(200, 4, generator=torch.Generator().manual_seed(0))
     picked = k_centre(points, 4, seed=0, projection_dim=4)
     assert sorted(int(i) // 50 for i in picked) == [0, 1, 2, 3]
+
+
+def test_finer_levels_sharpen_the_map_and_coarser_ones_judge_the_image() -> None:
+    model = build_model(recipe("lite"), seed=0, pretrained=False)
+    assert model.core_taps == (4, 7, 10)
+    assert model.extra_taps == (2, 15)
+    distances = torch.arange(5.0).view(1, 5, 1, 1)
+    assert float(model._of_levels(distances, deep=False)) == pytest.approx((0 + 1 + 2 + 3) / 4)
+    assert float(model._of_levels(distances, deep=True)) == pytest.approx((0 + 1 + 2 + 4) / 4)
+    assert model.map_names == ("aggregation", "distribution", "deep_distribution")
+    maps = torch.tensor([1.0, 10.0, 100.0]).view(1, 3, 1, 1)
+    anomaly_map, score_map = model.fuse(maps)
+    assert float(anomaly_map) == pytest.approx(0.25 * 1 + 0.75 * 10)
+    assert float(score_map) == pytest.approx(0.25 * 1 + 0.75 * 100)
+
+
+def test_training_does_not_see_the_extra_levels() -> None:
+    model = build_model(recipe("tiny"), seed=0)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        core, everything = model.trunk_features(images), model.trunk_features(images, extra=True)
+    assert (len(core), len(everything)) == (2, 3)
+    torch.testing.assert_close(core, everything[:2])
+    assert everything[2].shape == (1, 16, 4, 4)
+
+
+def test_a_block_that_the_teacher_does_not_have_is_refused() -> None:
+    config = recipe("lite")
+    wrong = dataclasses.replace(config, model=dataclasses.replace(config.model, distribution_taps=(3,)))
+    with pytest.raises(ConfigError, match="has no block"):
+        build_model(wrong, seed=0)
+    with pytest.raises(ConfigError, match="score_maps"):
+        dataclasses.replace(config.model, score_maps=("aggregation",))
