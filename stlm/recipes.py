@@ -15,7 +15,9 @@ def lite() -> RecipeConfig:
     Extensions over the publication, all named in the README: images are brought to one exposure, the trunk is shared
     and frozen, and a Gaussian per position of its normal features gives a second map, which merges exactly over
     nights. On solar cells of another kind than the quick start's, that map alone reached image AUROC 0.913,
-    aggregation alone 0.788, and this weighting 0.915.
+    aggregation alone 0.788, and this weighting 0.915; the mean of the 30 highest of 1,024 positions instead of 10
+    raised the Gaussians there by 0.003, and a finer level raised the pixel AP of drawn defects on bottles from 0.45 to
+    0.49. A deeper level (block 15) raised the image AUROC there by 0.005 and lowered that of the quick start by 0.002.
     """
     streams = OptimConfig(
         streams_lr=1e-3,
@@ -37,9 +39,9 @@ def lite() -> RecipeConfig:
             maps=("aggregation", "distribution"),
             map_weights=(0.25, 0.75),
             score_maps=("aggregation", "deep_distribution"),
-            distribution_taps=(2, 15),
+            distribution_taps=(2,),
             smoothing=3,
-            score_top_k=10,
+            score_top_k=30,
             score_size=(32, 32),
         ),
         data=DataConfig(

@@ -1,12 +1,10 @@
 """Benchmark protocols: figures of a known detector, matrices of a known learner, peers that learn, clear refusals."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from stlm.bench.categories import find_categories, run_category
 from stlm.bench.drift import read_drift_nights, run_drift
@@ -18,33 +16,7 @@ from stlm.data.layout import read_golden_set
 from stlm.errors import ConfigError, DataError
 from stlm.models.outputs import AnomalyOutput
 from stlm.recipes import recipe
-
-SIZE = 64
-
-
-def write_category(root: Path, *, brightness: int = 120, num_normals: int = 12, masks: bool = True) -> Path:
-    """Grey noise; defects are white squares."""
-    rng = np.random.default_rng(brightness)
-
-    def image(path: Path, square: bool) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.clip(rng.normal(brightness, 6, (SIZE, SIZE)), 0, 255).astype(np.uint8)
-        if square:
-            pixels[20:36, 24:40] = 255
-        Image.fromarray(pixels).convert("RGB").save(path)
-
-    for index in range(num_normals):
-        image(root / f"train/good/{brightness}-{index:03d}.png", False)
-    for index in range(4):
-        image(root / f"test/good/{index:03d}.png", False)
-        image(root / f"test/square/{index:03d}.png", True)
-        if masks:
-            mask = np.zeros((SIZE, SIZE), dtype=np.uint8)
-            mask[20:36, 24:40] = 255
-            path = root / f"ground_truth/square/{index:03d}_mask.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(mask).save(path)
-    return root
+from tests.helpers.categories import SIZE, write_category
 
 
 class Brightness:
