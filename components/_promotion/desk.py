@@ -166,7 +166,7 @@ class HeldDesk:
 
         Args:
             champion: The version.
-            action: ``promote`` or ``rollback``; the latter freezes promotion.
+            action: ``promote``, ``break-glass`` or ``rollback``; the last freezes promotion.
             anchor: The anchor afterwards.
             by: Who wants it.
             reason: Why.

@@ -50,6 +50,24 @@ class Standing:
         """Whether there ever was a champion."""
         return self.last_commit is not None
 
+    @property
+    def break_glass(self) -> Entry | None:
+        """The entry by which people let the champion in without the gate; ``None`` where the gate did."""
+        entry = None if self.champion is None else self.commits.get(self.champion)
+        return entry if entry is not None and entry.body["action"] == "break-glass" else None
+
+    def overruled(self) -> str:
+        """How the glass was broken for the champion, in words; empty where it was not."""
+        entry = self.break_glass
+        if entry is None:
+            return ""
+        body = entry.body
+        verdict = body["record"]["break_glass"]["overruled"]["verdict"]
+        return (
+            f"version {body['champion']} was let in by {body['by']} over a verdict of {verdict}, {entry.at[:16]}Z, "
+            f"entry {entry.seq}: {body['reason']}"
+        )
+
     def aliases(self, champion_alias: str) -> dict[str, int | None]:
         """Where the registry's aliases belong."""
         return alias_plan({role: getattr(self, role) for role in ROLES[:3]}, champion_alias)

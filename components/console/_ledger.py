@@ -119,6 +119,8 @@ def last_lines(workspace: Workspace, model: ModelSettings, *, limit: int) -> lis
     standing = standing_of(chain.entries)
     frozen = standing.frozen_because() or posted.tags.get(FROZEN_TAG, "")
     lines = [f"promotion is frozen: {frozen}"] if frozen else []
+    if standing.break_glass is not None:
+        lines.append(f"BREAK-GLASS: {standing.overruled()}")
     return lines + [_entry_line(entry) for entry in chain.entries[-limit:]]
 
 
@@ -144,5 +146,6 @@ def _facts(standing: Standing, record: dict[str, object]) -> list[tuple[str, obj
         ("previous", standing.previous),
         ("anchor", standing.anchor),
         ("frozen", standing.frozen_because() or None),
+        ("BREAK-GLASS", standing.overruled() or None),
     ]
     return [(label, value) for label, value in found if value is not None]
