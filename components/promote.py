@@ -107,8 +107,8 @@ def _promote(
     if decision.verdict is not Verdict.PROMOTE:
         against = "; ".join(reason.detail for reason in decision.reasons if reason.verdict is not Verdict.PROMOTE)
         return outcome_of(desk, "REFUSED", version=None, detail=f"verdict {decision.verdict.value}: {against}")
-    version, record = register(desk, judged, calibration, run_id=run_id)
     refusal = _answer(inputs) if inputs.approvers else ""
+    version, record = register(desk, judged, calibration, run_id=run_id)
     if settings.require_approval:
         refusal = "it waits for approval: `stlm promote`"
     if refusal:

@@ -2,7 +2,8 @@
 
 One DAG per configured key, ``nightly_retrain.<product>.<line>.<camera>``, so that each key has its own pause button,
 history and backfill, and its nights run one after the other. One partition is one night, ``YYYY-MM-DD``; a run started
-by hand names it in its partition key or in the parameter ``partition``. A night without new images skips everything
+by hand names it in its partition key or in the parameter ``partition``. Where the key has approvers, the task
+``approve`` asks them between gate and promotion. A night without new images skips everything
 but the report and succeeds; a night in which a step failed still writes its report, and fails.
 """
 
@@ -17,6 +18,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from components.config import ModelSettings, PipelineConfig
 from components.contracts import (
     ANCHOR_ALIAS,
+    Approval,
     BatchRef,
     CandidateRef,
     Contract,
@@ -30,6 +32,7 @@ from components.contracts import (
     ValidationRef,
 )
 from components.night_record import STEPS
+from dags._approval import AskApprovers
 from dags._run import Json, Step, configuration, failures_of
 
 
@@ -173,6 +176,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         validation: Json,
         evaluation: Json,
         candidate: Json,
+        approval: Json | None,
     ) -> Contract:
         """Register the package and move the alias, if and only if the gate said so."""
         from components import promote as component
@@ -188,6 +192,8 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
                 candidate=CandidateRef.from_json(candidate),
                 mlflow=mlflow,
                 settings=config.promote,
+                approvers=model.approvers,
+                approval=None if approval is None else Approval.from_json(approval),
             )
         )
 
@@ -238,7 +244,8 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         evaluation = evaluate(candidate, validation)
         package = export(candidate, evaluation, validation)
         decision = gate(evaluation, package)
-        promotion = promote(package, decision, dataset, validation, evaluation, candidate)
+        approval = _approval(model, package, decision) if model.approvers else None
+        promotion = promote(package, decision, dataset, validation, evaluation, candidate, approval)
         page = report(
             collected,
             dataset,
@@ -252,6 +259,19 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         # The report runs whatever happened, so it cannot say how the run ended: this leaf fails where a step failed.
         [promotion, page] >> EmptyOperator(task_id="finish", trigger_rule="none_failed")
     return dag
+
+
+def _approval(model: ModelSettings, package: Any, decision: Any) -> Any:
+    """The question to people, and its answer as an input of what follows."""
+    return AskApprovers(
+        task_id="approve",
+        doc_md="Ask the approvers whether the candidate may take over; no answer in time is a no.",
+        approvers=model.approvers,
+        hours=model.approval_hours,
+        model=model.key.registered_model,
+        package=package,
+        decision=decision,
+    ).output
 
 
 def _report_fields(*outputs: Json | None) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from mlflow import MlflowClient
 from components.adapters.registry import open_registry
 from components.adapters.tracking import open_run
 from components.config import MlflowSettings, PromoteSettings
-from components.contracts import Verdict
+from components.contracts import Approval, Verdict
 from components.errors import InputError, TransientError
-from components.promote import promote
+from components.promote import PromoteInputs, promote
 from stlm.serving.package import seal_package
 from stlm.serving.predictor import OnnxPredictor
 from tests.helpers.model_package import KEY, new_mlflow
-from tests.helpers.promotion import inputs_for
+from tests.helpers.promotion import inputs_for, new_desk
 
 NAME = KEY.registered_model
 
@@ -119,6 +119,65 @@ def test_where_approval_is_required_the_version_waits(tmp_path: Path, mlflow: Ml
 
     assert (outcome.outcome, outcome.version, outcome.champion_version) == ("REFUSED", 1, None)
     assert "waits for approval" in outcome.detail
+
+
+def _asked(inputs: PromoteInputs, **said: str) -> PromoteInputs:
+    about = {"candidate_key": inputs.package.candidate_key, "package_digest": inputs.package.digest}
+    approval = Approval(**(about | {"answer": "APPROVED", "by": "ada", "at": "2026-11-01T08:00:00+00:00"} | said))  # type: ignore[arg-type]
+    return dataclasses.replace(inputs, approvers=("ada", "bob"), approval=approval)
+
+
+def test_a_candidate_that_an_approver_let_in_is_promoted_under_that_name(
+    tmp_path: Path, mlflow: MlflowSettings
+) -> None:
+    inputs = _asked(inputs_for(tmp_path, mlflow))
+
+    assert promote(inputs).outcome == "PROMOTED"
+
+    desk = new_desk(tmp_path / "work", mlflow)
+    body = desk.look()[0].entries[-1].body
+    assert (body["by"], body["record"]["approver"]) == ("ada", "ada")
+    assert body["record"]["approval"]["package_digest"] == inputs.package.digest
+
+
+@pytest.mark.parametrize(
+    ("said", "detail"),
+    [
+        ({"answer": "REJECTED"}, "ada said no"),
+        ({"answer": "TIMED_OUT", "by": ""}, "none of ada, bob answered in time, which is a no"),
+        ({"answer": "NOT_ASKED", "by": ""}, "none of ada, bob was asked"),
+    ],
+)
+def test_without_a_yes_the_champion_is_untouched_and_the_step_succeeds(
+    tmp_path: Path, mlflow: MlflowSettings, client: MlflowClient, said: dict[str, str], detail: str
+) -> None:
+    outcome = promote(_asked(inputs_for(tmp_path, mlflow), **said))
+
+    assert (outcome.outcome, outcome.version, outcome.champion_version) == ("REFUSED", 1, None)
+    assert outcome.detail == f"version 1 is registered; {detail}"
+    assert client.get_registered_model(NAME).aliases == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ({"candidate_key": "0" * 64}, r"ada answered about candidate 0{64}, package \w+; to be promoted is candidate"),
+        ({"package_digest": "0" * 64}, r"ada answered about candidate \w+, package 0{64}; to be promoted is candidate"),
+        ({"by": "eve"}, r"'eve' answered, who is none of ada, bob"),
+    ],
+)
+def test_a_yes_to_something_else_or_by_somebody_else_is_bad_input(
+    tmp_path: Path, mlflow: MlflowSettings, client: MlflowClient, said: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        promote(_asked(inputs_for(tmp_path, mlflow), **said))
+    assert client.search_registered_models() == []
+
+
+def test_where_people_let_in_and_nobody_was_asked_nothing_is_promoted(tmp_path: Path, mlflow: MlflowSettings) -> None:
+    inputs = dataclasses.replace(inputs_for(tmp_path, mlflow), approvers=("ada",))
+    with pytest.raises(InputError, match="is let in by ada, but nobody was asked"):
+        promote(inputs)
 
 
 @pytest.mark.parametrize(
