@@ -32,6 +32,7 @@ __all__ = [
     "ReportRef",
     "RollbackRef",
     "RunRef",
+    "ShadowRef",
     "ValidationRef",
     "Verdict",
     "canonical_json",
@@ -320,6 +321,24 @@ class PromotionRef(Contract):
     """The candidate's version, ``None`` when it was refused and not registered."""
     champion_version: int | None
     previous_version: int | None
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShadowRef(Contract):
+    """What a night showed of the challenger."""
+
+    outcome: typing.Literal["NO_CHALLENGER", "SCORED", "PROMOTED", "DROPPED", "HELD"]
+    """``HELD``: it stood the test, but promotion is frozen."""
+    challenger: int | None
+    champion: int | None
+    num_nights: int = 0
+    """Nights on which it has been scored so far."""
+    agreement: float | None = None
+    """Share of all their images, and of the golden set, that both decided alike."""
+    alarm_rate: float | None = None
+    """Share of their normals that it called anomalous."""
+    champion_alarm_rate: float | None = None
     detail: str = ""
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from components._cli import main_for
 from components._promotion.candidate import Judged, check_binding, register
-from components._promotion.decision import outcome_of, promote_version
+from components._promotion.decision import challenge, outcome_of, promote_version
 from components._promotion.desk import open_desk
 from components.adapters.lease import Clock, utc_now
 from components.adapters.tracking import log_metrics, open_run, set_tags
@@ -55,6 +55,8 @@ class PromoteInputs:
     """Who may let it in; empty: the verdict alone does."""
     approval: Approval | None = None
     """What one of them said."""
+    shadow_nights: int = 0
+    """On so many nights it is first scored beside the champion; the first model of a key has none to stand beside."""
 
 
 def promote(inputs: PromoteInputs, *, clock: Clock = utc_now) -> PromotionRef:
@@ -117,6 +119,9 @@ def _promote(
     approver, approval = _APPROVER, inputs.approval if inputs.approvers else None
     if approval is not None:
         approver, record["approval"] = approval.by, approval.to_json()
+    record["approver"] = approver
+    if inputs.shadow_nights and decision.champion_version is not None:
+        return challenge(desk, version, judged_against=decision.champion_version, by=approver, record=record)
     return promote_version(
         desk,
         version,
@@ -124,7 +129,7 @@ def _promote(
         becomes_anchor=decision.becomes_anchor,
         by=approver,
         reason=f"verdict {decision.verdict.value}",
-        record=record | {"approver": approver},
+        record=record,
     )
 
 

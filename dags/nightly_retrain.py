@@ -3,7 +3,7 @@
 One DAG per configured key, ``nightly_retrain.<product>.<line>.<camera>``, so that each key has its own pause button,
 history and backfill, and its nights run one after the other. One partition is one night, ``YYYY-MM-DD``; a run started
 by hand names it in its partition key or in the parameter ``partition``. Where the key has approvers, the task
-``approve`` asks them between gate and promotion. A night without new images skips everything
+``approve`` asks them between gate and promotion; where it has shadow nights, ``shadow`` scores the challenger. A night without new images skips everything
 but the report and succeeds; a night in which a step failed still writes its report, and fails.
 """
 
@@ -168,6 +168,27 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         )
 
     @step(pool="promotion")
+    def shadow(run: RunRef, dataset: Json, validation: Json) -> Contract:
+        """Score the challenger beside the champion on the night's normals; after enough nights, let it in or drop it."""
+        from components import shadow as component
+
+        return component.shadow(
+            component.ShadowInputs(
+                run=run,
+                dataset=DatasetRef.from_json(dataset),
+                validation=ValidationRef.from_json(validation),
+                dvc_remote=paths.dvc_remote,
+                s3_endpoint_url=paths.s3_endpoint_url,
+                golden=model.golden,
+                mlflow=mlflow,
+                settings=config.promote,
+                nights=model.shadow_nights,
+                min_agreement=model.shadow_min_agreement,
+                max_alarm_rate=model.shadow_alarm_rate,
+            )
+        )
+
+    @step(pool="promotion")
     def promote(
         run: RunRef,
         package: Json,
@@ -194,6 +215,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
                 settings=config.promote,
                 approvers=model.approvers,
                 approval=None if approval is None else Approval.from_json(approval),
+                shadow_nights=model.shadow_nights,
             )
         )
 
@@ -246,6 +268,9 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         decision = gate(evaluation, package)
         approval = _approval(model, package, decision) if model.approvers else None
         promotion = promote(package, decision, dataset, validation, evaluation, candidate, approval)
+        if model.shadow_nights:
+            # Before the night's own candidate, whose verdict is stale where the challenger takes over.
+            shadow(dataset, validation) >> promotion
         page = report(
             collected,
             dataset,

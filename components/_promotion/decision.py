@@ -9,7 +9,7 @@ from components.adapters.aliases import FROZEN_TAG, PREVIOUS_ALIAS, PROMOTED_TAG
 from components.contracts import PromotionRef
 from components.errors import InputError
 
-__all__ = ["Outcome", "outcome_of", "promote_version"]
+__all__ = ["Outcome", "challenge", "outcome_of", "promote_version"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,40 @@ def promote_version(
                 record=record,
             )
             logger.info("promoted model=%s version=%d from=%s", desk.key.registered_model, version, standing.champion)
+        return outcome_of(desk, outcome, version=version, detail=detail)
+
+
+def challenge(desk: Desk, version: int, *, judged_against: int | None, by: str, record: Mapping[str, Any]) -> PromotionRef:
+    """Make a version that passed the gate the challenger, to be scored beside the champion; the champion stays.
+
+    Args:
+        desk: The key's desk.
+        version: A registered version.
+        judged_against: Champion that the verdict was computed against.
+        by: Who let it in.
+        record: What shall be known of it for good; its ``partition`` is the night.
+
+    Returns:
+        ``CHALLENGER``, or why it is none.
+
+    Raises:
+        InputError: The ledger was tampered with, or the champion was deleted from the registry.
+        TransientError: MLflow or the ledger cannot be reached, another holds the lease for long, or it was lost.
+    """
+    with desk.held(f"challenge {record['partition']}") as held:
+        standing = held.standing
+        outcome, detail = _decided(held, version, judged_against, heeds_freeze=True)
+        if outcome == "PROMOTED":
+            outcome, detail = "CHALLENGER", f"version {version} is scored beside version {standing.champion} from now on"
+            dropped = standing.dropped.get(version)
+            if dropped is not None:
+                outcome, detail = "REFUSED", f"version {version} was challenger and was dropped: {dropped.body['reason']}"
+            elif standing.challenger not in (None, version):
+                running = f"version {standing.challenger} is in its shadow nights"
+                outcome, detail = "REFUSED", f"version {version} is registered; {running}"
+            elif standing.challenger is None:
+                facts = {"version": version, "judged_against": judged_against, "record": dict(record)}
+                held.note("challenge", by=by, reason=detail, facts=facts)
         return outcome_of(desk, outcome, version=version, detail=detail)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from components.adapters.aliases import ANCHOR_ALIAS, PREVIOUS_ALIAS
+from components.adapters.aliases import ANCHOR_ALIAS, CHALLENGER_ALIAS, PREVIOUS_ALIAS
 from components.adapters.ledger import Entry
 
 __all__ = ["ROLES", "Standing", "alias_plan", "spoken", "standing_at", "standing_of"]
@@ -33,6 +33,17 @@ class Standing:
     open_intent: Entry | None = None
     """An intent that was neither committed nor aborted: its writer is at it, or died."""
     last_commit: Entry | None = None
+    challenge: Entry | None = None
+    """The entry that made the present challenger one; ``None`` where there is none."""
+    shadows: tuple[Entry, ...] = ()
+    """The nights on which the present challenger was scored beside the champion."""
+    dropped: Mapping[int, Entry] = field(default_factory=dict)
+    """Version -> the entry by which it ceased to be challenger without becoming champion."""
+
+    @property
+    def challenger(self) -> int | None:
+        """The version that is scored beside the champion."""
+        return None if self.challenge is None else int(self.challenge.body["version"])
 
     @property
     def were_champion(self) -> frozenset[int]:
@@ -70,7 +81,8 @@ class Standing:
 
     def aliases(self, champion_alias: str) -> dict[str, int | None]:
         """Where the registry's aliases belong."""
-        return alias_plan({role: getattr(self, role) for role in ROLES[:3]}, champion_alias)
+        plan = alias_plan({role: getattr(self, role) for role in ROLES[:3]}, champion_alias)
+        return plan | {CHALLENGER_ALIAS: self.challenger}
 
     def frozen_because(self) -> str:
         """The freeze in words; empty where there is none."""
@@ -138,7 +150,18 @@ def _commit(standing: Standing, entry: Entry) -> Standing:
         frozen=entry if action == "rollback" else standing.frozen,
         open_intent=None,
         last_commit=entry,
+        challenge=None if champion == standing.challenger else standing.challenge,
+        shadows=() if champion == standing.challenger else standing.shadows,
     )
+
+
+def _challenge(standing: Standing, entry: Entry) -> Standing:
+    return replace(standing, challenge=entry, shadows=(), carried=standing.carried | {int(entry.body["version"])})
+
+
+def _drop(standing: Standing, entry: Entry) -> Standing:
+    dropped = dict(standing.dropped) | {int(entry.body["version"]): entry}
+    return replace(standing, challenge=None, shadows=(), dropped=dropped)
 
 
 _READERS: dict[str, Callable[[Standing, Entry], Standing]] = {
@@ -147,4 +170,7 @@ _READERS: dict[str, Callable[[Standing, Entry], Standing]] = {
     "abort": lambda standing, _: replace(standing, open_intent=None),
     "freeze": lambda standing, entry: replace(standing, frozen=entry),
     "unfreeze": lambda standing, _: replace(standing, frozen=None),
+    "challenge": _challenge,
+    "shadow": lambda standing, entry: replace(standing, shadows=(*standing.shadows, entry)),
+    "drop": _drop,
 }

@@ -104,7 +104,7 @@ def headline(inputs: ReportInputs, champion: Fact) -> Headline:
     rest = "There is no champion yet." if champion.value == NO_CHAMPION else "The champion is untouched."
     if inputs.failures:
         return Headline(tone="bad", badge="FAILED", sentence=f"{_sentence(_short(inputs.failures[0]))} {rest}")
-    if promotion is not None and promotion.outcome in {"STALE_DECISION", "FROZEN"}:
+    if promotion is not None and promotion.outcome in {"STALE_DECISION", "FROZEN", "CHALLENGER"}:
         detail = promotion.detail or "The registry did not take the candidate."
         badge = promotion.outcome.replace("_", " ")
         return Headline(tone="warn", badge=badge, sentence=f"{_sentence(detail)} {rest}")

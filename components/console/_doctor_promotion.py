@@ -6,6 +6,7 @@ from pathlib import Path
 
 from components._promotion.desk import Desk
 from components._promotion.standing import spoken, standing_of
+from components.adapters.aliases import CHALLENGER_ALIAS
 from components.adapters.ledger import LedgerBrokenError
 from components.config import ModelSettings
 from components.console._ledger import desk_of
@@ -60,7 +61,7 @@ def _aliases(desk: Desk) -> str:
             if standing.champion in gone
             else _RECONCILE,
         )
-    return ", ".join(f"{name} {spoken(version)}" for name, version in plan.items())
+    return ", ".join(f"{n} {spoken(version)}" for n, version in plan.items() if version or n != CHALLENGER_ALIAS)
 
 
 def _way_in(desk: Desk) -> str:
