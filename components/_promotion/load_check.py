@@ -68,7 +68,7 @@ def check_signature(package_dir: Path, model_dir: Path) -> None:
         if recorded is None:
             return
         signature = Model.load(str(model_dir)).signature
-    except (WeightsError, MlflowException, OSError, ValueError) as error:
+    except (WeightsError, MlflowException, OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"the signature of {package_dir} cannot be verified: {error}") from error
     found = {} if signature is None else signature.to_dict()
     served = {name: _columns(found.get(name)) for name in ("inputs", "outputs")}
