@@ -115,8 +115,12 @@ class ModelSettings:
     def __post_init__(self) -> None:
         ModelKey(product=self.product, line=self.line, camera=self.camera)
         _check(all(name.strip() for name in self.approvers), f"approvers must have names, got {self.approvers}")
-        _check(not set(":,") & set("".join(self.approvers)), f"approvers: no name holds ':' or ',', got {self.approvers}")
-        _check(len(set(self.approvers)) == len(self.approvers), f"approvers: a name stands there twice: {self.approvers}")
+        _check(
+            not set(":,") & set("".join(self.approvers)), f"approvers: no name holds ':' or ',', got {self.approvers}"
+        )
+        _check(
+            len(set(self.approvers)) == len(self.approvers), f"approvers: a name stands there twice: {self.approvers}"
+        )
         _check(self.approval_hours > 0, f"approval_hours must be positive, got {self.approval_hours}")
         _check(self.shadow_nights >= 0, f"shadow_nights must not be negative, got {self.shadow_nights}")
         for name in ("shadow_min_agreement", "shadow_alarm_rate"):

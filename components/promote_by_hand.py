@@ -1,7 +1,7 @@
 """Promote by hand: a person names a candidate, and it takes over if the gate said so, or if two people break the glass.
 
-The candidate is named by its version or by (the beginning of) its key; one that no night registered is looked for in the
-records of the nights. By the ordinary way it must carry a verdict of PROMOTE against the present champion, on the
+The candidate is named by its version or by (the beginning of) its key; one that no night registered is looked for in
+the records of the nights. By the ordinary way it must carry a verdict of PROMOTE against the present champion, on the
 present golden set, nothing may be frozen, and where the model has approvers the person must be one of them. Break-glass
 needs two names and passes over verdict and freeze; the freeze stays, so that no night follows unasked, and such a
 version never becomes the anchor. Neither way passes over the load check, the lease or the ledger.
@@ -183,7 +183,9 @@ def _may_take_over(
     verdict, judged_against = record["verdict"]["verdict"], record["verdict"]["judged_against"]
     name = inputs.key.registered_model
     if verdict != Verdict.PROMOTE.value:
-        raise InputError(f"{what} of {name} was judged {verdict}; only PROMOTE takes over (or two people: --break-glass)")
+        raise InputError(
+            f"{what} of {name} was judged {verdict}; only PROMOTE takes over (or two people: --break-glass)"
+        )
     if judged_against != standing.champion:
         raise InputError(
             f"STALE_DECISION: {what} of {name} was judged against {spoken(judged_against)}, the champion is "

@@ -3,11 +3,11 @@
 What a night showed is an entry of the ledger, so that nothing else needs to be kept: the challenger, its nights and
 their figures are what the ledger says since the entry that made it one. After enough nights it is promoted if both
 models decided alike on a large enough share of all images (the nights' accepted normals, and the golden set once) and
-it alarmed on a small enough share of the normals; otherwise it is dropped, with the reason. It is dropped as well where
-another champion came meanwhile, against which it was not judged.
+it alarmed on a small enough share of the normals; otherwise it is dropped, with the reason. It is dropped as well
+where another champion came meanwhile, against which it was not judged.
 
-The normals were accepted by the validation, which screens with the champion: its own alarms among them are fewer than on
-the line. The limit is therefore on the challenger's rate, not on the difference.
+The normals were accepted by the validation, which screens with the champion: its own alarms among them are fewer than
+on the line. The limit is therefore on the challenger's rate, not on the difference.
 """
 
 import logging
@@ -121,7 +121,9 @@ def _decide(inputs: ShadowInputs, desk: Desk, standing: Standing, version: int) 
     assert found.alarm_rate is not None
     wrong = []
     if found.agreement < inputs.min_agreement:
-        wrong.append(f"it decided {found.agreement:.1%} of the images as the champion does, below {inputs.min_agreement:.1%}")
+        wrong.append(
+            f"it decided {found.agreement:.1%} of the images as the champion does, below {inputs.min_agreement:.1%}"
+        )
     if found.alarm_rate > inputs.max_alarm_rate:
         wrong.append(f"it alarmed on {found.alarm_rate:.1%} of the normals, above {inputs.max_alarm_rate:.1%}")
     if wrong:
@@ -170,8 +172,8 @@ def _ref(outcome: Any, standing: Standing, version: int, *, champion: int | None
     if detail or found.agreement is None or found.alarm_rate is None:
         return found
     said = (
-        f"{num_nights} shadow nights: {found.agreement:.1%} of {num_images} images decided as by the champion, alarms on "
-        f"{found.alarm_rate:.1%} of {normals} normals (champion {found.champion_alarm_rate:.1%})"
+        f"{num_nights} shadow nights: {found.agreement:.1%} of {num_images} images decided as by the champion, "
+        f"alarms on {found.alarm_rate:.1%} of {normals} normals (champion {found.champion_alarm_rate:.1%})"
     )
     return _with_detail(found, said)
 

@@ -33,7 +33,7 @@ class AskApprovers(HITLOperator):
         model: The registered model, for the headline.
         package: What would be promoted: the step's output.
         decision: The gate's output.
-        task_options: Further options of the task.
+        **task_options: Further options of the task.
     """
 
     template_fields = ("subject", "body", "package", "decision")
@@ -82,7 +82,9 @@ class AskApprovers(HITLOperator):
 
 
 def _question(package: PackageRef, decision: GateDecision) -> str:
-    against = "nothing: it is the first" if decision.champion_version is None else f"version {decision.champion_version}"
+    against = (
+        "nothing: it is the first" if decision.champion_version is None else f"version {decision.champion_version}"
+    )
     rows = "\n".join(f"| {r.rule} | {r.verdict.value} | {r.detail.replace('|', '/')} |" for r in decision.reasons)
     return (
         f"Candidate `{package.candidate_key}`, package `{package.digest}`, judged against {against}: "

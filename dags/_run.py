@@ -71,7 +71,7 @@ def by_hand(schedule: ScheduleSettings, **task_options: Any) -> Callable[[Callab
 
     Args:
         schedule: How often to try again after an error that may pass.
-        task_options: Further options of the task.
+        **task_options: Further options of the task.
 
     Returns:
         The decorator; calling what it gives makes the task.
@@ -101,7 +101,7 @@ def by_hand(schedule: ScheduleSettings, **task_options: Any) -> Callable[[Callab
 def person_params(config: PipelineConfig) -> Json:
     """Parameters of every run in which a person decides: whose model, who, and why; wrong ones start no task."""
     keys = [model.key.slug for model in config.models]
-    only = {"default": keys[0]} if len(keys) == 1 else {}
+    only: Json = {"default": keys[0]} if len(keys) == 1 else {}
     return {
         "key": Param(**only, type="string", enum=keys, description="Whose model: product.line.camera."),
         "reason": Param(type="string", pattern=r"\S", description="Why; kept in the ledger."),

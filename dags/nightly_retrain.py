@@ -2,9 +2,11 @@
 
 One DAG per configured key, ``nightly_retrain.<product>.<line>.<camera>``, so that each key has its own pause button,
 history and backfill, and its nights run one after the other. One partition is one night, ``YYYY-MM-DD``; a run started
-by hand names it in its partition key or in the parameter ``partition``. Where the key has approvers, the task
-``approve`` asks them between gate and promotion; where it has shadow nights, ``shadow`` scores the challenger. A night without new images skips everything
+by hand names it in its partition key or in the parameter ``partition``. A night without new images skips everything
 but the report and succeeds; a night in which a step failed still writes its report, and fails.
+
+Where the key has approvers, the task ``approve`` asks them between gate and promotion; where it has shadow nights, the
+step ``shadow`` scores the challenger beside the champion.
 """
 
 import datetime as dt
@@ -29,6 +31,7 @@ from components.contracts import (
     PackageRef,
     PromotionRef,
     RunRef,
+    ShadowRef,
     ValidationRef,
 )
 from components.night_record import STEPS
@@ -169,7 +172,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
 
     @step(pool="promotion")
     def shadow(run: RunRef, dataset: Json, validation: Json) -> Contract:
-        """Score the challenger beside the champion on the night's normals; after enough nights, let it in or drop it."""
+        """Score the challenger beside the champion on new normals; after enough nights, let it in or drop it."""
         from components import shadow as component
 
         return component.shadow(
@@ -228,7 +231,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
             component.ReportInputs(
                 run=run,
                 **_report_fields(*outputs),
-                failures=failures_of(run, STEPS[:-1]),
+                failures=failures_of(run, (*STEPS[:-1], "shadow", "approve")),
                 golden=model.golden,
                 mlflow=mlflow,
                 settings=config.report,
@@ -268,9 +271,9 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         decision = gate(evaluation, package)
         approval = _approval(model, package, decision) if model.approvers else None
         promotion = promote(package, decision, dataset, validation, evaluation, candidate, approval)
-        if model.shadow_nights:
-            # Before the night's own candidate, whose verdict is stale where the challenger takes over.
-            shadow(dataset, validation) >> promotion
+        shadowed = [shadow(dataset, validation)] if model.shadow_nights else []
+        # Before the night's own candidate, whose verdict is stale where the challenger takes over.
+        shadowed >> promotion
         page = report(
             collected,
             dataset,
@@ -280,6 +283,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
             package,
             decision,
             promotion,
+            *(shadowed or [None]),
         )
         # The report runs whatever happened, so it cannot say how the run ended: this leaf fails where a step failed.
         [promotion, page] >> EmptyOperator(task_id="finish", trigger_rule="none_failed")
@@ -310,6 +314,7 @@ def _report_fields(*outputs: Json | None) -> dict[str, Any]:
         PackageRef,
         GateDecision,
         PromotionRef,
+        ShadowRef,
     )
     names = (
         "dataset",
@@ -319,6 +324,7 @@ def _report_fields(*outputs: Json | None) -> dict[str, Any]:
         "package",
         "decision",
         "promotion",
+        "shadow",
     )
     refs = (None if value is None else kind.from_json(value) for kind, value in zip(kinds, others, strict=True))
     return {"collect": collected} | dict(zip(names, refs, strict=True))

@@ -1,8 +1,9 @@
 """A candidate takes over by hand: named by its version or key, with a verdict of PROMOTE against the present champion.
 
-One DAG for all model keys, started by hand; the trigger form asks for the key, the candidate, who and why, and a wrong
-value starts no task. Lease, ledger and load check are those of every night. Where the key has approvers, the person must
-be one of them. To let a candidate in without the gate takes two people and a terminal: `stlm promote --break-glass`.
+One DAG for all model keys, started by hand; the trigger form asks for the key, the candidate, who and why, and a
+wrong value starts no task. Lease, ledger and load check are those of every night. Where the key has approvers, the
+person must be one of them. To let a candidate in without the gate takes two people and a terminal: `stlm promote
+--break-glass`.
 """
 
 import datetime as dt

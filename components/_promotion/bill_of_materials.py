@@ -42,9 +42,7 @@ def bill_of_materials() -> bytes:
             for name, version in listed
         ]
         + [
-            Component(
-                name="CPython", version=platform.python_version(), type=ComponentType.PLATFORM, bom_ref="CPython"
-            )
+            Component(name="CPython", version=platform.python_version(), type=ComponentType.PLATFORM, bom_ref="CPython")
         ],
         serial_number=uuid.uuid5(_SPACE, "\n".join(f"{name}=={version}" for name, version in listed)),
     )

@@ -65,7 +65,9 @@ def promote_version(
         return outcome_of(desk, outcome, version=version, detail=detail)
 
 
-def challenge(desk: Desk, version: int, *, judged_against: int | None, by: str, record: Mapping[str, Any]) -> PromotionRef:
+def challenge(
+    desk: Desk, version: int, *, judged_against: int | None, by: str, record: Mapping[str, Any]
+) -> PromotionRef:
     """Make a version that passed the gate the challenger, to be scored beside the champion; the champion stays.
 
     Args:
@@ -86,10 +88,16 @@ def challenge(desk: Desk, version: int, *, judged_against: int | None, by: str, 
         standing = held.standing
         outcome, detail = _decided(held, version, judged_against, heeds_freeze=True)
         if outcome == "PROMOTED":
-            outcome, detail = "CHALLENGER", f"version {version} is scored beside version {standing.champion} from now on"
+            outcome, detail = (
+                "CHALLENGER",
+                f"version {version} is scored beside version {standing.champion} from now on",
+            )
             dropped = standing.dropped.get(version)
             if dropped is not None:
-                outcome, detail = "REFUSED", f"version {version} was challenger and was dropped: {dropped.body['reason']}"
+                outcome, detail = (
+                    "REFUSED",
+                    f"version {version} was challenger and was dropped: {dropped.body['reason']}",
+                )
             elif standing.challenger not in (None, version):
                 running = f"version {standing.challenger} is in its shadow nights"
                 outcome, detail = "REFUSED", f"version {version} is registered; {running}"
@@ -125,9 +133,7 @@ def outcome_of(desk: Desk, outcome: Outcome, *, version: int | None, detail: str
     )
 
 
-def _decided(
-    held: HeldDesk, version: int, judged_against: int | None, *, heeds_freeze: bool
-) -> tuple[Outcome, str]:
+def _decided(held: HeldDesk, version: int, judged_against: int | None, *, heeds_freeze: bool) -> tuple[Outcome, str]:
     standing = held.standing
     champion, commit = standing.champion, standing.commits.get(version)
     if champion == version:

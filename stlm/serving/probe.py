@@ -82,9 +82,7 @@ def read_probe(folder: Path) -> tuple[list[ProbeImage], float]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = [_Row(**row) for row in content["images"]]
-        images = [
-            ProbeImage(name=row.name, pixels=_pixels(folder / row.file), score=float(row.score)) for row in rows
-        ]
+        images = [ProbeImage(name=row.name, pixels=_pixels(folder / row.file), score=float(row.score)) for row in rows]
         return images, float(content["tolerance"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise WeightsError(f"{path} cannot be read: {error!r}") from error

@@ -1,7 +1,7 @@
 """No pickle between training and serving: none is loaded by the code, and none lies in what a version is made of.
 
-A training checkpoint is torch's own format, which holds one, and is read by torch's weights-only loader alone; it is for
-resuming a night and goes nowhere. So are the official weights of frozen networks.
+A training checkpoint is torch's own format, which holds one, and is read by torch's weights-only loader alone; it is
+for resuming a night and goes nowhere. The official weights of frozen networks are read in the same way.
 """
 
 import ast
@@ -46,7 +46,12 @@ def _loader(call: ast.Call) -> list[str]:
         return ["torch.load without weights_only=True"]
     if name == "np.load" and options.get("allow_pickle") != "False":
         return ["np.load without allow_pickle=False"]
-    if name in {"torch.jit.load", "torch.package.PackageImporter", "mlflow.pytorch.load_model", "mlflow.pytorch.log_model"}:
+    if name in {
+        "torch.jit.load",
+        "torch.package.PackageImporter",
+        "mlflow.pytorch.load_model",
+        "mlflow.pytorch.log_model",
+    }:
         return [name]
     return []
 

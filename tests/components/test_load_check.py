@@ -73,7 +73,9 @@ def test_another_score_than_the_recorded_one_is_refused_also_where_the_package_w
     probe["images"][1]["score"] += 0.01
     (package / "probe.json").write_text(json.dumps(probe))
     seal_package(package)
-    with pytest.raises(InputError, match=r"golden image test/good/001.png scores .*, recorded was .* \(tolerance 0.001\)"):
+    with pytest.raises(
+        InputError, match=r"golden image test/good/001.png scores .*, recorded was .* \(tolerance 0.001\)"
+    ):
         check_loads(package, scores_needed=True)
 
 
@@ -122,7 +124,9 @@ def test_in_the_clean_process_no_pickle_and_nothing_but_the_runtime_can_be_had()
     for name in ("torch", "mlflow", "airflow", "components", "pandas", "safetensors"):
         done = _clean(f"allow_only(RUNTIME, packages=('stlm',)); import {name}")
         assert f"No module named '{name}' among what serving needs" in done.stderr
-    done = _clean("allow_only(RUNTIME, packages=('stlm',)); import numpy, onnxruntime, PIL.Image, stlm.serving.predictor")
+    done = _clean(
+        "allow_only(RUNTIME, packages=('stlm',)); import numpy, onnxruntime, PIL.Image, stlm.serving.predictor"
+    )
     assert done.returncode == 0, done.stderr
 
 

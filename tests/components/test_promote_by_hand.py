@@ -55,7 +55,7 @@ def _keep_records(inputs: PromoteInputs) -> None:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Version 1 is champion; 2 was let in by the gate, 3 was not; candidates 4 (let in) and 5 (not) only have nights."""
+    """Version 1 is champion; the gate let 2 in and 3 not; candidates 4 (let in) and 5 (not) only have nights."""
     root = tmp_path_factory.mktemp("template")
     new_mlflow(root / "mlflow")
     world = make_tiny_world(root)

@@ -104,6 +104,10 @@ def test_nothing_heavy_is_imported_when_the_files_are_read() -> None:
     )
     path = str(Path(repository_root() / "infra" / "quickstart.toml"))
     result = subprocess.run(
-        [sys.executable, "-c", script], env=os.environ | {"STLM_CONFIG": path}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script],
+        env=os.environ | {"STLM_CONFIG": path},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert json.loads(result.stdout.splitlines()[-1]) == [[], ["promote_model", "rollback_model"]]

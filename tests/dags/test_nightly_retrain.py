@@ -61,6 +61,16 @@ def test_approvers_are_asked_between_gate_and_promotion_and_nobody_else_can_answ
     assert ask.response_timeout == dt.timedelta(hours=24)
 
 
+def test_a_challenger_is_scored_before_the_nights_own_candidate_comes_up(tmp_path: Path) -> None:
+    path = make_tiny_world(tmp_path).config_path
+    path.write_text(path.read_text().replace('recipe = "tiny"', 'recipe = "tiny"\nshadow_nights = 2'))
+    config = load_config(path)
+    dag = nightly_retrain(config, config.models[0])
+    assert dag.task_dict["shadow"].upstream_task_ids == {"version", "validate"}
+    assert dag.task_dict["shadow"].downstream_task_ids == {"promote", "report"}
+    assert dag.task_dict["shadow"].pool == "promotion"
+
+
 def test_a_candidate_that_did_not_pass_is_not_asked_about(tmp_path: Path) -> None:
     inputs = inputs_for(tmp_path, MlflowSettings(tracking_uri="", artifact_root=""), verdict=Verdict.REJECT)
     ask = AskApprovers(
@@ -154,7 +164,7 @@ def test_one_dag_per_model_key_comes_out_of_the_configuration(tmp_path: Path) ->
     assert seconds < 1.0
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [*STEPS, "shadow"])
 def test_no_input_of_a_step_is_left_to_its_default(step: str) -> None:
     name = f"{step.title().replace('_', '')}Inputs"
     tree = ast.parse((repository_root() / "dags" / "nightly_retrain.py").read_text(encoding="utf-8"))
@@ -165,6 +175,6 @@ def test_no_input_of_a_step_is_left_to_its_default(step: str) -> None:
     ]
     passed = {keyword.arg for keyword in call.keywords if keyword.arg}
     if step == "report":
-        passed |= set(_report_fields(*[None] * 8))
+        passed |= set(_report_fields(*[None] * 9))
     wanted = getattr(importlib.import_module(f"components.{step}"), name)
     assert passed == {field.name for field in dataclasses.fields(wanted)}

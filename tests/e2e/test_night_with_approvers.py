@@ -89,9 +89,7 @@ def test_only_an_approver_lets_a_candidate_in_and_the_ledger_keeps_the_name(tmp_
     with _airflow(workspace) as airflow:
         airflow.api.trigger(DAG_ID, "night", NIGHTS[0])
         _until(airflow, lambda: _waits(airflow, "night"))
-        shown = airflow.api._call(
-            "GET", f"/api/v2/dags/{DAG_ID}/dagRuns/night/taskInstances/approve/-1/hitlDetails"
-        )
+        shown = airflow.api._call("GET", f"/api/v2/dags/{DAG_ID}/dagRuns/night/taskInstances/approve/-1/hitlDetails")
         for nobody in ("eve", "admin"):
             with pytest.raises(InputError, match="is not a respondent"):
                 _answer(airflow, nobody, "night", "Approve")
