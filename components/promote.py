@@ -2,8 +2,9 @@
 
 The verdict of the gate is bound to what is promoted: candidate, evaluation and package must be the ones it judged, byte
 for byte; where people must agree, their word is bound to it as well. Where the key has shadow nights, the version
-becomes challenger instead. Without a verdict of PROMOTE nothing is registered, and that is a success of this step, as is a no.
-This step is not remembered like the others: run again, it looks at ledger and registry and leaves them as they are.
+becomes challenger instead. Without a verdict of PROMOTE nothing is registered, and that is a success of this step, as
+is a no. This step is not remembered like the others: run again, it looks at ledger and registry and leaves them as they
+are.
 """
 
 import logging
