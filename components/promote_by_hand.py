@@ -159,15 +159,18 @@ def _judged(inputs: PromoteByHandInputs) -> Judged:
         decision = outputs.get("gate")
         if decision is None or not str(decision.get("candidate_key", "")).startswith(inputs.candidate):
             continue
-        return Judged(
-            run=run,
-            package=PackageRef.from_json(outputs["export"]),
-            decision=GateDecision.from_json(decision),
-            dataset=DatasetRef.from_json(outputs["version"]),
-            validation=ValidationRef.from_json(outputs["validate"]),
-            evaluation=EvaluationRef.from_json(outputs["evaluate"]),
-            candidate=CandidateRef.from_json(outputs["fine_tune"]),
-        )
+        try:
+            return Judged(
+                run=run,
+                package=PackageRef.from_json(outputs["export"]),
+                decision=GateDecision.from_json(decision),
+                dataset=DatasetRef.from_json(outputs["version"]),
+                validation=ValidationRef.from_json(outputs["validate"]),
+                evaluation=EvaluationRef.from_json(outputs["evaluate"]),
+                candidate=CandidateRef.from_json(outputs["fine_tune"]),
+            )
+        except (KeyError, ValueError) as error:
+            raise InputError(f"the records of night {run.partition} cannot be read: {error}") from error
     raise InputError(
         f"no version of {inputs.key.registered_model} and no night of {inputs.key.slug} has candidate "
         f"{inputs.candidate}"

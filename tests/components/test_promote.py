@@ -1,6 +1,7 @@
 """Only what the gate blessed takes over, byte for byte, and doing it again changes nothing."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,22 @@ NAME = KEY.registered_model
 @pytest.fixture
 def mlflow(tmp_path: Path) -> MlflowSettings:
     return new_mlflow(tmp_path / "mlflow")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first night's candidate was promoted."""
+    root = tmp_path_factory.mktemp("template")
+    promote(inputs_for(root, new_mlflow(root / "mlflow")))
+    return root
+
+
+@pytest.fixture
+def first_night(template: Path, tmp_path: Path, mlflow: MlflowSettings) -> MlflowSettings:
+    """The same in this test's folders."""
+    shutil.copyfile(template / "mlflow" / "mlflow.db", tmp_path / "mlflow" / "mlflow.db")
+    shutil.copytree(template / "work", tmp_path / "work")
+    return mlflow
 
 
 @pytest.fixture
@@ -83,30 +100,24 @@ def test_without_a_blessing_nothing_is_registered_and_the_step_succeeds(
     assert client.get_run(open_run(mlflow, inputs.run)).data.tags["stlm.verdict"] == verdict.value
 
 
-def test_a_refused_night_names_the_champion_that_stays(tmp_path: Path, mlflow: MlflowSettings) -> None:
-    promote(inputs_for(tmp_path, mlflow))
-
-    outcome = promote(inputs_for(tmp_path, mlflow, seed=1, champion=1, verdict=Verdict.REJECT))
+def test_a_refused_night_names_the_champion_that_stays(tmp_path: Path, first_night: MlflowSettings) -> None:
+    outcome = promote(inputs_for(tmp_path, first_night, seed=1, champion=1, verdict=Verdict.REJECT))
 
     assert (outcome.outcome, outcome.champion_version) == ("REFUSED", 1)
 
 
-def test_a_verdict_against_a_former_champion_moves_nothing(tmp_path: Path, mlflow: MlflowSettings) -> None:
-    promote(inputs_for(tmp_path, mlflow))
-
-    outcome = promote(inputs_for(tmp_path, mlflow, seed=1, champion=None))
+def test_a_verdict_against_a_former_champion_moves_nothing(tmp_path: Path, first_night: MlflowSettings) -> None:
+    outcome = promote(inputs_for(tmp_path, first_night, seed=1, champion=None))
 
     assert (outcome.outcome, outcome.version, outcome.champion_version) == ("STALE_DECISION", 2, 1)
 
 
 def test_a_key_frozen_by_hand_in_mlflow_keeps_its_champion(
-    tmp_path: Path, mlflow: MlflowSettings, client: MlflowClient
+    tmp_path: Path, first_night: MlflowSettings, client: MlflowClient
 ) -> None:
-    first = inputs_for(tmp_path, mlflow)
-    promote(first)
     client.set_registered_model_tag(NAME, "stlm.frozen", "line is being rebuilt")
 
-    outcome = promote(inputs_for(tmp_path, mlflow, seed=1, champion=1))
+    outcome = promote(inputs_for(tmp_path, first_night, seed=1, champion=1))
 
     assert (outcome.outcome, outcome.version, outcome.champion_version) == ("FROZEN", 2, 1)
     assert "line is being rebuilt" in outcome.detail

@@ -16,8 +16,9 @@ from components.night_record import StepRecord, write_record
 from components.promote import PromoteInputs, promote
 from stlm.data.layout import read_golden_set
 from tests.components.test_promotion_console import Console
+from tests.helpers.edges import watched
 from tests.helpers.model_package import new_mlflow
-from tests.helpers.promotion import another_package, inputs_for
+from tests.helpers.promotion import ahead, another_package, inputs_for
 from tests.helpers.tiny_nights import KEY, TinyWorld, make_tiny_world
 
 NAME = KEY.registered_model
@@ -261,6 +262,27 @@ def test_a_broken_ledger_or_an_unreachable_registry_stops_it_in_one_line(console
     code, out, err = console.run("promote", "2", *PERSON)
     assert (code, out) == (75, "")
     assert "http://127.0.0.1:9 cannot be reached" in err
+
+
+def test_a_lease_that_is_lost_on_the_way_leaves_the_champion(console: Console) -> None:
+    started = []
+
+    def take_over(name: str, args: tuple[object, ...]) -> None:
+        if name == "put_if_absent" and str(args[0]).endswith("00000003.json") and not started:
+            started.append(True)
+            desk = console.desk
+            desk.clock = ahead(60)
+            desk.lease._clock = ahead(60)
+            with desk.held("another"):
+                pass
+
+    with watched(after=take_over):
+        code, out, err = console.run("promote", "2", *PERSON)
+    assert (code, out) == (75, "")
+    assert "was lost, it is now with" in err
+    assert err.count("\n") == 1
+    assert console.aliases == {"champion": 1, "anchor": 1}
+    assert console.run("promote", "2", *PERSON)[0] == 0
 
 
 def test_a_night_whose_package_was_altered_afterwards_is_not_promoted(console: Console, template: Path) -> None:

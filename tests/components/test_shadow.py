@@ -1,6 +1,7 @@
 """A challenger stands beside the champion for some nights, and takes over, or is dropped, by what they showed."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,10 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PackageRef]:
 class Line:
     """A key with a champion and a challenger, and nights to come."""
 
-    def __init__(self, root: Path, packages: dict[str, PackageRef]) -> None:
+    def __init__(self, root: Path, mlflow: MlflowSettings, packages: dict[str, PackageRef]) -> None:
         self.root = root
         self.packages = packages
-        self.mlflow: MlflowSettings = new_mlflow(root / "mlflow")
-        make_tiny_world(root, num_good=NUM_GOLDEN // 2, num_defective=NUM_GOLDEN // 2)
-        first = inputs_for(root, self.mlflow, package=packages["champion"])
-        assert promote(first).outcome == "PROMOTED"
+        self.mlflow = mlflow
 
     def challenge(self, name: str) -> str:
         inputs = inputs_for(self.root, self.mlflow, seed=1, champion=1, package=self.packages[name])
@@ -85,9 +83,24 @@ class Line:
         return [entry.kind for entry in new_desk(self.root / "work", self.mlflow).look()[0].entries]
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, packages: dict[str, PackageRef]) -> Path:
+    """Version 1 is champion."""
+    root = tmp_path_factory.mktemp("template")
+    mlflow = new_mlflow(root / "mlflow")
+    make_tiny_world(root, num_good=NUM_GOLDEN // 2, num_defective=NUM_GOLDEN // 2)
+    assert promote(inputs_for(root, mlflow, package=packages["champion"])).outcome == "PROMOTED"
+    return root
+
+
 @pytest.fixture
-def line(tmp_path: Path, packages: dict[str, PackageRef]) -> Line:
-    return Line(tmp_path, packages)
+def line(template: Path, tmp_path: Path, packages: dict[str, PackageRef]) -> Line:
+    root = tmp_path / "line"
+    shutil.copytree(template, root)
+    mlflow = MlflowSettings(
+        tracking_uri=f"sqlite:///{root / 'mlflow' / 'mlflow.db'}", artifact_root=str(root / "mlflow" / "artifacts")
+    )
+    return Line(root, mlflow, packages)
 
 
 def test_a_challenger_that_decides_as_the_champion_takes_over_after_its_nights(line: Line) -> None:
@@ -125,6 +138,7 @@ def test_one_that_alarms_or_disagrees_too_often_is_dropped_and_does_not_come_bac
     assert line.kinds[-1] == "drop"
 
 
+@pytest.mark.slow
 def test_limits_that_allow_everything_let_it_in(line: Line) -> None:
     line.challenge("loud")
     line.night(3, min_agreement=0.0, max_alarm_rate=1.0)
@@ -162,6 +176,7 @@ def test_a_freeze_holds_it_until_somebody_unfreezes(line: Line) -> None:
     assert line.night(5).outcome == "PROMOTED"
 
 
+@pytest.mark.slow
 def test_the_first_model_of_a_key_has_nobody_to_stand_beside(tmp_path: Path, packages: dict[str, PackageRef]) -> None:
     inputs = inputs_for(tmp_path, new_mlflow(tmp_path / "mlflow"), package=packages["quiet"])
     assert promote(dataclasses.replace(inputs, shadow_nights=2)).outcome == "PROMOTED"
