@@ -97,7 +97,8 @@ class ModelSettings:
     recipe: str = "lite"
     """A recipe of ``stlm.recipes``."""
     approvers: tuple[str, ...] = ()
-    """Who may let a candidate in, by their names in Airflow; empty: the verdict alone lets it in."""
+    """Who may let a candidate in, by their ids in Airflow (with its simple auth manager: names); empty: the verdict
+    alone lets it in."""
     approval_hours: float = 24.0
     """How long a night waits for one of them; no answer is a no."""
     shadow_nights: int = 0

@@ -305,7 +305,7 @@ class Approval(Contract):
     package_digest: str
     """Digest of the package that was asked about."""
     by: str = ""
-    """Who answered, by the name in Airflow; empty where nobody did."""
+    """Who answered, by the id in Airflow; empty where nobody did."""
     at: str = ""
     """ISO 8601."""
 

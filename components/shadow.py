@@ -12,7 +12,7 @@ on the line. The limit is therefore on the challenger's rate, not on the differe
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from components._promotion.desk import Desk, open_desk
 from components._promotion.standing import Standing, spoken, standing_of
 from components.adapters.data_repository import DataRepository
 from components.adapters.lease import Clock, utc_now
+from components.adapters.ledger import Entry
 from components.config import MlflowSettings, PromoteSettings
 from components.contracts import DatasetRef, RunRef, ShadowRef, ValidationRef
 from components.errors import InputError
@@ -89,12 +90,37 @@ def shadow(inputs: ShadowInputs, *, clock: Clock = utc_now) -> ShadowRef:
     """
     run, settings = inputs.run, inputs.settings
     desk = open_desk(run.key, work_dir=run.work_dir, mlflow=inputs.mlflow, settings=settings, clock=clock)
-    standing = standing_of(desk.look()[0].entries)
-    if standing.challenge is None or standing.challenger is None:
-        return ShadowRef(outcome="NO_CHALLENGER", challenger=None, champion=standing.champion)
+    entries = desk.look()[0].entries
+    standing = standing_of(entries)
+    if standing.challenger is None:
+        return _ended(entries, standing, run.partition)
     result = _night(inputs, desk, standing, standing.challenger)
     logger.info("step=shadow outcome=%s challenger=%s %s", result.outcome, result.challenger, result.detail)
     return result
+
+
+def _ended(entries: Sequence[Entry], standing: Standing, partition: str) -> ShadowRef:
+    """What became of the challenger that this night was the last one of, if it was: the night may be run again."""
+    nothing = ShadowRef(outcome="NO_CHALLENGER", challenger=None, champion=standing.champion)
+    scored = [entry for entry in entries if entry.kind == "shadow" and entry.body["partition"] == partition]
+    if not scored:
+        return nothing
+    version = int(scored[-1].body["version"])
+    commit, dropped = standing.commits.get(version), standing.dropped.get(version)
+    if commit is not None and commit.body["record"].get("shadow", {}).get("nights", [])[-1:] == [partition]:
+        figures = dict(commit.body["record"]["shadow"])
+        return ShadowRef(
+            outcome="PROMOTED",
+            challenger=version,
+            champion=standing.champion,
+            num_nights=len(figures.pop("nights")),
+            detail=str(commit.body["reason"]),
+            **figures,
+        )
+    if dropped is not None:
+        detail = f"version {version} is challenger no more: {dropped.body['reason']}"
+        return replace(nothing, outcome="DROPPED", challenger=version, detail=detail)
+    return nothing
 
 
 def _night(inputs: ShadowInputs, desk: Desk, standing: Standing, version: int) -> ShadowRef:
@@ -175,11 +201,7 @@ def _ref(outcome: Any, standing: Standing, version: int, *, champion: int | None
         f"{num_nights} shadow nights: {found.agreement:.1%} of {num_images} images decided as by the champion, "
         f"alarms on {found.alarm_rate:.1%} of {normals} normals (champion {found.champion_alarm_rate:.1%})"
     )
-    return _with_detail(found, said)
-
-
-def _with_detail(ref: ShadowRef, detail: str) -> ShadowRef:
-    return ShadowRef.from_json(ref.to_json() | {"detail": detail})
+    return replace(found, detail=said)
 
 
 def _note(desk: Desk, seen: Standing, version: int, partition: str, figures: _Figures) -> Standing:

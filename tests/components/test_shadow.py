@@ -122,6 +122,8 @@ def test_a_challenger_that_decides_as_the_champion_takes_over_after_its_nights(l
     assert body["reason"].startswith("verdict PROMOTE, and 2 shadow nights: ")
     assert body["record"]["shadow"]["nights"] == ["2026-11-03", "2026-11-04"]
     assert body["record"]["partition"] == "2026-11-02"
+    again = line.night(4)
+    assert (again.outcome, again.champion, again.num_nights, again.agreement) == ("PROMOTED", 2, 2, 1.0)
     assert line.night(5).outcome == "NO_CHALLENGER"
 
 
@@ -134,6 +136,8 @@ def test_one_that_alarms_or_disagrees_too_often_is_dropped_and_does_not_come_bac
     assert "it decided 0.0% of the images as the champion does, below 90.0%" in last.detail
     assert "it alarmed on 100.0% of the normals, above 10.0%" in last.detail
     assert line.aliases == {"champion": 1, "anchor": 1}
+    again = line.night(4)
+    assert (again.outcome, again.detail) == ("DROPPED", last.detail)
     assert line.challenge("loud") == "REFUSED"
     assert line.kinds[-1] == "drop"
 
