@@ -20,7 +20,7 @@ from components.contracts import Contract, ModelKey, RunRef
 from components.errors import InputError
 from components.night_record import StepRecord, begin_step, read_night, write_record
 
-__all__ = ["CONFIG_VARIABLE", "Json", "Step", "by_hand", "configuration", "failures_of", "person_params"]
+__all__ = ["CONFIG_VARIABLE", "Json", "Step", "by_hand", "configuration", "failures_of", "person_params", "signed"]
 
 CONFIG_VARIABLE = "STLM_CONFIG"
 """Environment variable with the path of the configuration; unset: the quick start's."""
@@ -79,8 +79,11 @@ def by_hand(schedule: ScheduleSettings, **task_options: Any) -> Callable[[Callab
 
     def decorate(function: Callable[[Json], Contract]) -> Any:
         def body() -> Json:
+            context = get_current_context()
+            params = dict(context["params"])
+            params["by"] = signed(params["by"], context["dag_run"].triggering_user_name)
             try:
-                outputs = function(dict(get_current_context()["params"])).to_json()
+                outputs = function(params).to_json()
             except InputError as error:
                 raise AirflowFailException(f"{function.__name__}: {error}") from error
             logger.info("task=%s %s", function.__name__, outputs)
@@ -96,6 +99,11 @@ def by_hand(schedule: ScheduleSettings, **task_options: Any) -> Callable[[Callab
         )(body)
 
     return decorate
+
+
+def signed(by: str, account: str | None) -> str:
+    """Who decides: the name given, and the account that started the run where that is another one."""
+    return by if account in (None, "", by) else f"{by} (account {account})"
 
 
 def person_params(config: PipelineConfig) -> Json:

@@ -15,6 +15,7 @@ from airflow.sdk.exceptions import ParamValidationError
 
 from components.airflow_env import repository_root
 from components.config import PipelineConfig, load_config
+from dags._run import signed
 from dags.promote_model import promote_model
 from dags.rollback_model import rollback_model
 from tests.dags.test_nightly_retrain import HEAVY
@@ -94,6 +95,15 @@ def test_no_input_is_left_to_its_default(dag: str, module: str, name: str) -> No
     ]
     wanted = getattr(importlib.import_module(f"components.{module}"), name)
     assert {keyword.arg for keyword in call.keywords} == {field.name for field in dataclasses.fields(wanted)}
+
+
+def test_the_ledger_is_told_of_an_account_that_is_not_the_name_given() -> None:
+    assert [signed("ada", account) for account in (None, "", "ada", "admin")] == [
+        "ada",
+        "ada",
+        "ada",
+        "ada (account admin)",
+    ]
 
 
 def test_nothing_heavy_is_imported_when_the_files_are_read() -> None:

@@ -63,9 +63,9 @@ def _until(airflow: LocalAirflow, check: Callable[[], Any], seconds: float = 300
     raise AssertionError("waited for too long")
 
 
-def _ended(airflow: LocalAirflow, run_id: str) -> str:
+def _ended(airflow: LocalAirflow, run_id: str, dag_id: str = DAG_ID) -> str:
     def state() -> str:
-        found = str((airflow.api.run(DAG_ID, run_id) or {}).get("state"))
+        found = str((airflow.api.run(dag_id, run_id) or {}).get("state"))
         return found if found in {"success", "failed"} else ""
 
     return str(_until(airflow, state))
@@ -83,6 +83,14 @@ def _answer(airflow: LocalAirflow, user: str, run_id: str, option: str) -> None:
     api._call("PATCH", place, {"chosen_options": [option], "params_input": {}})
 
 
+def _by_hand(airflow: LocalAirflow, user: str, *, by: str) -> str:
+    api = AirflowApi(airflow.url, user=user, password=password(airflow.home, user))
+    conf = {"key": KEY.slug, "candidate": "1", "reason": "wanted", "by": by}
+    body = {"dag_run_id": f"by-{user}", "logical_date": None, "conf": conf}
+    api._call("POST", "/api/v2/dags/promote_model/dagRuns", body)
+    return _ended(airflow, f"by-{user}", "promote_model")
+
+
 def test_only_an_approver_lets_a_candidate_in_and_the_ledger_keeps_the_name(tmp_path: Path) -> None:
     world, workspace = _world(tmp_path, 1)
     world.feed(NIGHTS[0])
@@ -96,6 +104,11 @@ def test_only_an_approver_lets_a_candidate_in_and_the_ledger_keeps_the_name(tmp_
         assert _waits(airflow, "night")
         _answer(airflow, "bob", "night", "Approve")
         assert _ended(airflow, "night") == "success"
+
+        # By hand, the account counts, not the name that somebody types.
+        airflow.api.pause("promote_model", False)
+        assert _by_hand(airflow, "admin", by="ada") == "failed"
+        assert _by_hand(airflow, "ada", by="ada") == "success"
 
     records = read_night(world.run(NIGHTS[0]))
     promotion = PromotionRef.from_json(records["promote"].outputs)
