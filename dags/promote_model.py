@@ -2,8 +2,8 @@
 
 One DAG for all model keys, started by hand; the trigger form asks for the key, the candidate, who and why, and a
 wrong value starts no task. Lease, ledger and load check are those of every night. Where the key has approvers, the
-person must be one of them and start the run with that account. To let a candidate in without the gate takes two people and a terminal: `stlm promote
---break-glass`.
+person must be one of them and start the run with that account. To let a candidate in without the gate takes two people
+and a terminal: `stlm promote --break-glass`.
 """
 
 import datetime as dt
