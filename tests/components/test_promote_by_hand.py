@@ -184,9 +184,9 @@ def test_not_even_two_people_let_in_what_does_not_load_or_was_altered(console: C
         _flip(package, 5)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_wrong_input_is_one_line_and_no_change(console: Console) -> None:
+    before = console.state()
+    for arguments, message in (
         (["9", *PERSON], "{name} has no version 9"),
         (["3", *PERSON], "version 3 of {name} was judged REJECT; only PROMOTE takes over"),
         (["latest", *PERSON], "candidate 'latest': expected a version, or at least 12 hex digits"),
@@ -197,14 +197,11 @@ def test_not_even_two_people_let_in_what_does_not_load_or_was_altered(console: C
         (["3", *PERSON, "--break-glass"], "takes two people: 'Ada' and '' are not two"),
         (["3", *PERSON, "--break-glass", "--second", "ada "], "takes two people: 'Ada' and 'ada' are not two"),
         (["3", "--reason", "x", "--break-glass", "--second", "Bob"], "takes two names: give --by and --second"),
-    ],
-)
-def test_wrong_input_is_one_line_and_no_change(console: Console, arguments: list[str], message: str) -> None:
-    before = console.state()
-    code, out, err = console.run("promote", *arguments)
-    assert (code, out, console.state()) == (EXIT_INPUT_ERROR, "", before)
-    assert message.format(name=NAME, slug=KEY.slug) in err
-    assert err.count("\n") == 1
+    ):
+        code, out, err = console.run("promote", *arguments)
+        assert (code, out, console.state()) == (EXIT_INPUT_ERROR, "", before), arguments
+        assert message.format(name=NAME, slug=KEY.slug) in err
+        assert err.count("\n") == 1
 
 
 def _refused(console: Console, *arguments: str) -> str:

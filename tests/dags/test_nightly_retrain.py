@@ -154,6 +154,7 @@ def test_one_dag_per_model_key_comes_out_of_the_configuration(tmp_path: Path) ->
         "started = time.perf_counter()\n"
         "import dags.nightly_retrain as module\n"
         "seconds = time.perf_counter() - started\n"
+        "import dags.promote_model, dags.rollback_model\n"
         f"print(json.dumps([seconds, [n for n in {HEAVY} if n in sys.modules], sorted(module.DAGS)]))\n"
     )
     environment = os.environ | {"STLM_CONFIG": str(path)}
