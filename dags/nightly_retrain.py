@@ -4,6 +4,9 @@ One DAG per configured key, ``nightly_retrain.<product>.<line>.<camera>``, so th
 history and backfill, and its nights run one after the other. One partition is one night, ``YYYY-MM-DD``; a run started
 by hand names it in its partition key or in the parameter ``partition``. A night without new images skips everything
 but the report and succeeds; a night in which a step failed still writes its report, and fails.
+
+Where the key has approvers, the task ``approve`` asks them between gate and promotion; where it has shadow nights, the
+step ``shadow`` scores the challenger beside the champion.
 """
 
 import datetime as dt
@@ -17,6 +20,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from components.config import ModelSettings, PipelineConfig
 from components.contracts import (
     ANCHOR_ALIAS,
+    Approval,
     BatchRef,
     CandidateRef,
     Contract,
@@ -27,9 +31,11 @@ from components.contracts import (
     PackageRef,
     PromotionRef,
     RunRef,
+    ShadowRef,
     ValidationRef,
 )
 from components.night_record import STEPS
+from dags._approval import AskApprovers
 from dags._run import Json, Step, configuration, failures_of
 
 
@@ -165,6 +171,27 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         )
 
     @step(pool="promotion")
+    def shadow(run: RunRef, dataset: Json, validation: Json) -> Contract:
+        """Score the challenger beside the champion on new normals; after enough nights, let it in or drop it."""
+        from components import shadow as component
+
+        return component.shadow(
+            component.ShadowInputs(
+                run=run,
+                dataset=DatasetRef.from_json(dataset),
+                validation=ValidationRef.from_json(validation),
+                dvc_remote=paths.dvc_remote,
+                s3_endpoint_url=paths.s3_endpoint_url,
+                golden=model.golden,
+                mlflow=mlflow,
+                settings=config.promote,
+                nights=model.shadow_nights,
+                min_agreement=model.shadow_min_agreement,
+                max_alarm_rate=model.shadow_alarm_rate,
+            )
+        )
+
+    @step(pool="promotion")
     def promote(
         run: RunRef,
         package: Json,
@@ -173,6 +200,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         validation: Json,
         evaluation: Json,
         candidate: Json,
+        approval: Json | None,
     ) -> Contract:
         """Register the package and move the alias, if and only if the gate said so."""
         from components import promote as component
@@ -188,6 +216,9 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
                 candidate=CandidateRef.from_json(candidate),
                 mlflow=mlflow,
                 settings=config.promote,
+                approvers=model.approvers,
+                approval=None if approval is None else Approval.from_json(approval),
+                shadow_nights=model.shadow_nights,
             )
         )
 
@@ -200,7 +231,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
             component.ReportInputs(
                 run=run,
                 **_report_fields(*outputs),
-                failures=failures_of(run, STEPS[:-1]),
+                failures=failures_of(run, (*STEPS[:-1], "shadow", "approve")),
                 golden=model.golden,
                 mlflow=mlflow,
                 settings=config.report,
@@ -238,7 +269,11 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         evaluation = evaluate(candidate, validation)
         package = export(candidate, evaluation, validation)
         decision = gate(evaluation, package)
-        promotion = promote(package, decision, dataset, validation, evaluation, candidate)
+        approval = _approval(model, package, decision) if model.approvers else None
+        promotion = promote(package, decision, dataset, validation, evaluation, candidate, approval)
+        shadowed = [shadow(dataset, validation)] if model.shadow_nights else []
+        # Before the night's own candidate, whose verdict is stale where the challenger takes over.
+        shadowed >> promotion
         page = report(
             collected,
             dataset,
@@ -248,10 +283,24 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
             package,
             decision,
             promotion,
+            *(shadowed or [None]),
         )
         # The report runs whatever happened, so it cannot say how the run ended: this leaf fails where a step failed.
         [promotion, page] >> EmptyOperator(task_id="finish", trigger_rule="none_failed")
     return dag
+
+
+def _approval(model: ModelSettings, package: Any, decision: Any) -> Any:
+    """The question to people, and its answer as an input of what follows."""
+    return AskApprovers(
+        task_id="approve",
+        doc_md="Ask the approvers whether the candidate may take over; no answer in time is a no.",
+        approvers=model.approvers,
+        hours=model.approval_hours,
+        model=model.key.registered_model,
+        package=package,
+        decision=decision,
+    ).output
 
 
 def _report_fields(*outputs: Json | None) -> dict[str, Any]:
@@ -265,6 +314,7 @@ def _report_fields(*outputs: Json | None) -> dict[str, Any]:
         PackageRef,
         GateDecision,
         PromotionRef,
+        ShadowRef,
     )
     names = (
         "dataset",
@@ -274,6 +324,7 @@ def _report_fields(*outputs: Json | None) -> dict[str, Any]:
         "package",
         "decision",
         "promotion",
+        "shadow",
     )
     refs = (None if value is None else kind.from_json(value) for kind, value in zip(kinds, others, strict=True))
     return {"collect": collected} | dict(zip(names, refs, strict=True))
