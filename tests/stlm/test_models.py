@@ -13,7 +13,7 @@ from stlm.nn.encoders import TinyViTStudent, mask_features
 from stlm.nn.memory import NormalMemory, k_centre
 from stlm.recipes import RECIPES, recipe
 
-CPU_RECIPES = ("tiny", "lite")
+CPU_RECIPES = ("tiny", "lite", "isstad_tiny")
 
 
 @pytest.mark.parametrize("name", CPU_RECIPES)
