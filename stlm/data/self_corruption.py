@@ -106,7 +106,9 @@ def _change_colours(picture: Image.Image, change: int, rng: np.random.Generator)
     if change == 0:
         brightness, contrast, saturation = (float(rng.uniform(0.2, 1.8)) for _ in range(3))
         picture = colours.adjust_contrast(colours.adjust_brightness(picture, brightness), contrast)
-        return colours.adjust_hue(colours.adjust_saturation(picture, saturation), float(rng.uniform(-0.4, 0.4)))
+        hue, saturated = float(rng.uniform(-0.4, 0.4)), colours.adjust_saturation(picture, saturation)
+        shifted: Image.Image = colours.adjust_hue(saturated, hue)
+        return shifted
     if change == 1:
         return picture.convert("L").convert("RGB")
     radius = float(rng.uniform(15, 20)) * min(picture.size) / _PUBLISHED_SIDE_PX
