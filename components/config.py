@@ -203,7 +203,7 @@ class FineTuneSettings:
     num_threads: int = 0
     """Torch threads; 0 leaves torch's own choice."""
     teacher_checkpoint: str = ""
-    """Path or URL of a SAM or MobileSAM checkpoint, for recipes that want one."""
+    """Path or URL of a SAM, MobileSAM or MAE checkpoint, for recipes that want one."""
     teacher_sha256: str = ""
     student_checkpoint: str = ""
     """Path or URL of the MobileSAM checkpoint that a recipe with ``student_init = "mobile_sam"`` starts from."""

@@ -1,4 +1,4 @@
-"""Train the night's candidate: from the teacher alone on a first night, from the champion afterwards.
+"""Train the night's candidate: without a parent on a first night, from the champion afterwards.
 
 The step's folder holds, beside ``outputs.json``: ``images/`` (this night's normals and the replay), ``corruptions/``
 (pre-made pseudo-anomalies), ``checkpoint.pt``, ``package/`` (weights, recipe, lineage, replay), ``held_out.json``
@@ -27,10 +27,19 @@ from components.adapters.data_repository import DataRepository
 from components.config import FineTuneSettings
 from components.contracts import CandidateRef, Contract, DatasetRef, RunRef, ValidationRef, digest_of, from_json
 from components.errors import InputError, TransientError
-from stlm.config import RecipeConfig
+from stlm.config_isstad import AnyRecipe, IsstadRecipe
 from stlm.data.synthesis import embedded_textures, read_textures
-from stlm.errors import ConfigError, StlmError, WeightsError
-from stlm.models.registry import CONFIG_NAME, build_model, load_model, save_model, start_students_from_mobile_sam
+from stlm.errors import StlmError, WeightsError
+from stlm.models.isstad import Isstad, load_mae_checkpoint
+from stlm.models.registry import (
+    CONFIG_NAME,
+    AnomalyModel,
+    build_model,
+    carry_on,
+    load_model,
+    save_model,
+    start_students_from_mobile_sam,
+)
 from stlm.models.two_stream import TwoStream
 from stlm.nn.teachers import SamTeacher, load_sam_teacher
 from stlm.recipes import recipe
@@ -159,22 +168,21 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
     return candidate
 
 
-def _start(inputs: FineTuneInputs, parent_dir: Path | None) -> TwoStream:
-    wanted = recipe(inputs.recipe)
-    if parent_dir is None:
-        model = build_model(wanted, seed=inputs.settings.seed)
-        if wanted.model.student_init == "mobile_sam":
-            settings, cache = inputs.settings, Path(inputs.run.work_dir) / "checkpoints"
-            start_students_from_mobile_sam(model, settings.student_checkpoint, settings.student_sha256, cache)
-        return model
-    model = load_model(parent_dir)
-    if model.config.model != wanted.model or model.config.image_size != wanted.image_size:
-        raise ConfigError(
-            f"recipe {wanted.name!r} is another network than the champion's ({parent_dir / CONFIG_NAME}); "
-            "retire the champion or use a new model key"
-        )
-    model.config = wanted
+def _start(inputs: FineTuneInputs, parent_dir: Path | None) -> AnomalyModel:
+    wanted, settings = recipe(inputs.recipe), inputs.settings
+    if parent_dir is not None:
+        return carry_on(load_model(parent_dir), wanted, where=str(parent_dir / CONFIG_NAME))
+    model = build_model(wanted, seed=settings.seed)
+    cache = _checkpoints(inputs)
+    if isinstance(model, Isstad) and model.config.model.start == "mae_checkpoint":
+        load_mae_checkpoint(model, settings.teacher_checkpoint, settings.teacher_sha256, cache)
+    if isinstance(model, TwoStream) and model.config.model.student_init == "mobile_sam":
+        start_students_from_mobile_sam(model, settings.student_checkpoint, settings.student_sha256, cache)
     return model
+
+
+def _checkpoints(inputs: FineTuneInputs) -> Path:
+    return Path(inputs.run.work_dir) / "checkpoints"
 
 
 def _device(settings: FineTuneSettings) -> torch.device:
@@ -184,14 +192,19 @@ def _device(settings: FineTuneSettings) -> torch.device:
     return torch.device("cuda" if use_gpu else "cpu")
 
 
-def _teacher(inputs: FineTuneInputs, config: RecipeConfig, device: torch.device) -> SamTeacher | None:
+def _teacher(inputs: FineTuneInputs, config: AnyRecipe, device: torch.device) -> SamTeacher | None:
+    if isinstance(config, IsstadRecipe):
+        return None
     name = config.model.teacher
     if name == "lite0" or name == "random":  # noqa: PLR1714 - mypy narrows a literal only by comparison
         return None
     settings = inputs.settings
-    cache = Path(inputs.run.work_dir) / "checkpoints"
     teacher = load_sam_teacher(
-        name, settings.teacher_checkpoint, settings.teacher_sha256, cache, image_size=config.image_size
+        name,
+        settings.teacher_checkpoint,
+        settings.teacher_sha256,
+        _checkpoints(inputs),
+        image_size=config.image_size,
     )
     return teacher.to(device)
 
@@ -250,7 +263,7 @@ def _code_digest() -> str:
 def _write_candidate(
     inputs: FineTuneInputs,
     folder: Path,
-    model: TwoStream,
+    model: AnomalyModel,
     result: FitResult,
     memory: _Memory,
     seconds: float,

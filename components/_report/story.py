@@ -254,7 +254,7 @@ def lineage(inputs: ReportInputs, extra: dict[str, Any]) -> list[Fact]:
             ("Weights sha256", inputs.candidate.weights_sha256),
             (
                 "Parent",
-                "none: trained from the teacher alone" if parent is None else f"version {parent}",
+                "none: the first model of its key" if parent is None else f"version {parent}",
             ),
         ]
     if inputs.evaluation is not None:

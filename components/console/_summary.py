@@ -82,7 +82,7 @@ def _training(records: dict[str, StepRecord]) -> list[str]:
     if candidate is None:
         return []
     parent = candidate["parent_version"]
-    start = f"from version {parent}" if parent is not None else "from the teacher alone"
+    start = f"from version {parent}" if parent is not None else "of a first model"
     whole = sum(record.seconds for record in records.values())
     text = (
         f"  training   {candidate['training_seconds']:.0f} s, {candidate['num_steps']} steps {start}, "

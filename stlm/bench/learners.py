@@ -14,6 +14,7 @@ from stlm.bench.patchcore import PatchCore
 from stlm.bench.stfpm import Stfpm
 from stlm.calibration import calibrate_threshold
 from stlm.config import ModelConfig, RecipeConfig
+from stlm.config_isstad import AnyRecipe
 from stlm.data.synthesis import embedded_textures
 from stlm.errors import ConfigError
 from stlm.evaluation import Detector, score_images
@@ -88,7 +89,7 @@ def _threshold(detector: Detector, held_out: Sequence[NormalImage]) -> float:
 class StlmLearner:
     """The product's model and night, with the parts of a night that can be left out."""
 
-    config: RecipeConfig
+    config: AnyRecipe
     seed: int
     replay_images: int = 100
     updates: bool = True
@@ -221,15 +222,23 @@ class StfpmLearner:
         return 0
 
 
-def _with_model(config: RecipeConfig, change: Callable[[ModelConfig], ModelConfig]) -> RecipeConfig:
-    return replace(config, model=change(config.model))
+def _stlm(config: AnyRecipe) -> RecipeConfig:
+    if not isinstance(config, RecipeConfig):
+        raise ConfigError(f"this strategy is for STLM's recipes, not for {config.name!r}")
+    return config
 
 
-def _with_distillation(config: RecipeConfig, weight: float) -> RecipeConfig:
-    return replace(config, stages=tuple(replace(stage, distillation=weight) for stage in config.stages))
+def _with_model(config: AnyRecipe, change: Callable[[ModelConfig], ModelConfig]) -> RecipeConfig:
+    return replace(_stlm(config), model=change(_stlm(config).model))
 
 
-def _only(config: RecipeConfig, name: str, **changes: int) -> RecipeConfig:
+def _with_distillation(config: AnyRecipe, weight: float) -> RecipeConfig:
+    stages = tuple(replace(stage, distillation=weight) for stage in _stlm(config).stages)
+    return replace(_stlm(config), stages=stages)
+
+
+def _only(any_config: AnyRecipe, name: str, **changes: int) -> RecipeConfig:
+    config = _stlm(any_config)
     stages = tuple(replace(stage, passes=0.0, update_passes=0.0) for stage in config.stages)
     data = replace(config.data, corruptions_per_image=1, replay_corruptions_per_image=1)
     scores = ("deep_distribution",) if name == "distribution" else ()
@@ -237,14 +246,14 @@ def _only(config: RecipeConfig, name: str, **changes: int) -> RecipeConfig:
     return replace(config, model=model, stages=stages, data=data)
 
 
-STRATEGIES: dict[str, Callable[[RecipeConfig, int], Learner]] = {
+STRATEGIES: dict[str, Callable[[AnyRecipe, int], Learner]] = {
     "recipe": lambda config, seed: StlmLearner(config=config, seed=seed),
     "no-update": lambda config, seed: StlmLearner(config=config, seed=seed, updates=False),
     "newest-only": lambda config, seed: StlmLearner(config=config, seed=seed, replay_images=0),
     "replay-40": lambda config, seed: StlmLearner(config=config, seed=seed, replay_images=40),
     "replay-300": lambda config, seed: StlmLearner(config=config, seed=seed, replay_images=300),
     "distillation": lambda config, seed: StlmLearner(config=_with_distillation(config, 1.0), seed=seed),
-    "averaging": lambda config, seed: StlmLearner(config=replace(config, champion_share=0.5), seed=seed),
+    "averaging": lambda config, seed: StlmLearner(config=replace(_stlm(config), champion_share=0.5), seed=seed),
     "aggregation-only": lambda config, seed: StlmLearner(
         config=_with_model(config, lambda model: replace(model, maps=("aggregation",), map_weights=(), score_maps=())),
         seed=seed,

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import overload
 
 import safetensors
 import torch
@@ -12,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stlm.config import RecipeConfig
+from stlm.config_isstad import AnyRecipe, IsstadRecipe, read_recipe
 from stlm.errors import ConfigError, WeightsError
+from stlm.models.isstad import Isstad
 from stlm.models.two_stream import TwoStream
 from stlm.nn.aggregation import FeatureAggregation
 from stlm.nn.distribution import PatchDistribution
@@ -27,12 +30,13 @@ __all__ = [
     "WEIGHTS_NAME",
     "AnomalyModel",
     "build_model",
+    "carry_on",
     "load_model",
     "save_model",
     "start_students_from_mobile_sam",
 ]
 
-AnomalyModel = TwoStream
+AnomalyModel = TwoStream | Isstad
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 _STRIDES = {"lite0": {2: 4, 4: 8, 7: 16, 10: 16, 15: 32}, "random": {1: 4, 2: 8, 3: 16}}
@@ -41,7 +45,13 @@ _CORE_TAPS = {"lite0": (4, 7, 10), "random": (1, 2)}
 """Teacher -> blocks that the students see."""
 
 
-def build_model(config: RecipeConfig, *, seed: int, pretrained: bool = True) -> AnomalyModel:
+@overload
+def build_model(config: RecipeConfig, *, seed: int, pretrained: bool = True) -> TwoStream: ...
+@overload
+def build_model(config: IsstadRecipe, *, seed: int, pretrained: bool = True) -> Isstad: ...
+@overload
+def build_model(config: AnyRecipe, *, seed: int, pretrained: bool = True) -> AnomalyModel: ...
+def build_model(config: AnyRecipe, *, seed: int, pretrained: bool = True) -> AnomalyModel:
     """Build an untrained detector.
 
     Args:
@@ -54,10 +64,12 @@ def build_model(config: RecipeConfig, *, seed: int, pretrained: bool = True) -> 
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if isinstance(config, IsstadRecipe):
+            return Isstad(config=config).eval()
         return _build(config, pretrained=pretrained).eval()
 
 
-def _build(config: RecipeConfig, *, pretrained: bool) -> AnomalyModel:
+def _build(config: RecipeConfig, *, pretrained: bool) -> TwoStream:
     model = config.model
     decoder = SharedDecoder(
         embedding_dim=model.embedding_dim,
@@ -172,7 +184,7 @@ def load_model(folder: Path, *, device: str = "cpu") -> AnomalyModel:
     folder = Path(folder)
     try:
         raw = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        config = RecipeConfig.from_json(raw, where=str(folder / CONFIG_NAME))
+        config = read_recipe(raw, where=str(folder / CONFIG_NAME))
         state = load_file(folder / WEIGHTS_NAME)
         model = build_model(config, seed=0, pretrained=False)
         model.load_state_dict(state)
@@ -183,7 +195,7 @@ def load_model(folder: Path, *, device: str = "cpu") -> AnomalyModel:
     return model.to(device).eval()
 
 
-def start_students_from_mobile_sam(model: AnomalyModel, checkpoint: str, sha256: str, cache_dir: Path) -> None:
+def start_students_from_mobile_sam(model: TwoStream, checkpoint: str, sha256: str, cache_dir: Path) -> None:
     """Give both students MobileSAM's image encoder, and the shared decoder MobileSAM's transformer.
 
     Args:
@@ -201,3 +213,30 @@ def start_students_from_mobile_sam(model: AnomalyModel, checkpoint: str, sha256:
     for student in (model.plain, model.denoising):
         student.load_state_dict(sam.image_encoder.state_dict())
     model.decoder.load_state_dict(shared_decoder_from_sam(sam).state_dict())
+
+
+def carry_on(model: AnomalyModel, wanted: AnyRecipe, *, where: str) -> AnomalyModel:
+    """Give a trained model the recipe of its next night.
+
+    Args:
+        model: Changed in place.
+        wanted: May differ in everything but the network and its input's size.
+        where: The model's configuration file, for messages.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigError: The recipe is of another network.
+    """
+    if (model.config.model, model.image_size) == (wanted.model, wanted.image_size):
+        if isinstance(model, TwoStream) and isinstance(wanted, RecipeConfig):
+            model.config = wanted
+            return model
+        if isinstance(model, Isstad) and isinstance(wanted, IsstadRecipe):
+            model.config = wanted
+            return model
+    raise ConfigError(
+        f"recipe {wanted.name!r} is another network than the champion's ({where}); "
+        "retire the champion or use a new model key"
+    )

@@ -199,7 +199,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         path: A verified file; its content, not its name, says which format it is.
 
     Returns:
-        The tensors on the CPU; a wrapping ``state_dict`` and the prefix ``module.`` are taken off.
+        The tensors on the CPU; a wrapping ``state_dict`` or ``model`` and the prefix ``module.`` are taken off.
 
     Raises:
         WeightsError: The file holds something else, for instance a pickle that would run code.
@@ -211,8 +211,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file may raise anything in its reader
         reason = (str(error) or repr(error)).splitlines()[0]
         raise WeightsError(f"checkpoint {path}: expected nothing but tensors, got something else ({reason})") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"checkpoint {path}: expected named tensors, got {type(state).__name__}")
     return {str(name).removeprefix("module."): value for name, value in state.items()}

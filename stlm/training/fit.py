@@ -9,38 +9,30 @@ import functools
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from stlm.data.synthesis import FloatImage
+from stlm.models.isstad import Isstad
+from stlm.models.registry import AnomalyModel
 from stlm.models.two_stream import TwoStream
 from stlm.nn.encoders import PlainProjection
 from stlm.nn.teachers import SamTeacher
 from stlm.training.checkpoint import Checkpointer
-from stlm.training.loop import Point, StageRun, num_steps, run_stage
+from stlm.training.isstad import fit_isstad
+from stlm.training.loop import StageRun, num_steps, run_stage
 from stlm.training.samples import Normals, build_samples, trunk_features_of
+from stlm.training.steps import FitResult, Point
 
 __all__ = ["FitResult", "fit"]
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FitResult:
-    """How training went."""
-
-    num_steps: int
-    curves: dict[str, list[Point]]
-    """Stage -> points with the losses of each step."""
-    complete: bool
-    """False when the time limit ended a stage early."""
-
-
 def fit(
-    model: TwoStream,
+    model: AnomalyModel,
     *,
     new: Normals,
     replay: Normals,
@@ -60,8 +52,8 @@ def fit(
         new: New normals to learn.
         replay: A bounded choice of earlier normals; may be empty.
         held_out: Normals that are not trained on; they make the maps comparable.
-        teacher: For recipes without a shared trunk.
-        textures: Anomaly textures.
+        teacher: For STLM's recipes without a shared trunk.
+        textures: Anomaly textures of STLM.
         has_parent: Whether ``model`` carries a champion on.
         seed: Decides every draw.
         checkpointer: Resumes where it left off, and saves on its interval.
@@ -74,6 +66,17 @@ def fit(
     Raises:
         TrainingDivergedError: A loss is not finite.
     """
+    if isinstance(model, Isstad):
+        return fit_isstad(
+            model,
+            new=new,
+            replay=replay,
+            held_out=held_out,
+            has_parent=has_parent,
+            seed=seed,
+            checkpointer=checkpointer,
+            max_seconds=max_seconds,
+        )
     state = checkpointer.load() if checkpointer is not None else None
     deadline = checkpointer.clock() + max_seconds if checkpointer is not None else math.inf
     if not has_parent and model.embedding is not None:

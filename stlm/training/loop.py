@@ -1,29 +1,25 @@
-"""One plain loop for both stages of a night."""
+"""Both stages of STLM's night: their batches, losses, optimisers and learning rates."""
 
-import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from stlm.config import OptimConfig, StageConfig
-from stlm.errors import TrainingDivergedError
+from stlm.config_isstad import IsstadStageConfig
 from stlm.losses import focal_loss, hidden_distance, level_distance
 from stlm.models.two_stream import Levels, TwoStream
 from stlm.nn.encoders import mask_features
 from stlm.nn.teachers import Teacher
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.samples import Samples, TrainingBatch
+from stlm.training.steps import Point, StageLoop, run_steps
 
 __all__ = ["StageRun", "num_steps", "pixel_losses", "run_stage"]
 
-logger = logging.getLogger(__name__)
-Point = dict[str, float]
 _IMAGE_GRID = (16, 16)
 """Cells hidden together where the students see the image itself; a trunk gives its coarsest grid."""
 
@@ -52,7 +48,7 @@ class StageRun:
     """Stage -> points; this stage appends its own."""
 
 
-def num_steps(stage: StageConfig, *, num_new: int, has_parent: bool, replay_share: float) -> int:
+def num_steps(stage: StageConfig | IsstadStageConfig, *, num_new: int, has_parent: bool, replay_share: float) -> int:
     """Steps of a stage: proportional to the new images alone, never to the history.
 
     Args:
@@ -174,11 +170,6 @@ def pixel_losses(run: StageRun, batch: TrainingBatch) -> dict[str, Tensor]:
     return losses
 
 
-def _steps(run: StageRun, first: int) -> Iterator[int]:
-    bar = tqdm(range(first, run.steps), initial=first, total=run.steps, desc=run.stage.name, unit="step", disable=None)
-    yield from bar
-
-
 def run_stage(run: StageRun, resumed: dict[str, Any] | None) -> bool:
     """Train one stage in place.
 
@@ -193,63 +184,23 @@ def run_stage(run: StageRun, resumed: dict[str, Any] | None) -> bool:
         TrainingDivergedError: A loss is not finite.
         InterruptedError: The checkpointer was asked to stop; its file holds the state.
     """
-    optimizers = _optimizers(run.model, run.stage.optim)
-    base_rates = [[run.lr_scale * group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    first = 0
-    if resumed is not None:
-        first = int(resumed["step"])
-        for optimizer, state in zip(optimizers, resumed["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-    run.model.train()
-    try:
-        for step in _steps(run, first):
-            rng = np.random.default_rng([run.seed, run.stage_index, step])
-            torch.manual_seed(int(rng.integers(2**31)))
-            batch = _draw(run, rng)
-            masked = run.stage.name == "masked_reconstruction"
-            losses = _masked_losses(run, batch, rng) if masked else pixel_losses(run, batch)
-            total = torch.stack(list(losses.values())).sum()
-            if not torch.isfinite(total):
-                values = " ".join(f"{name}={value.item():.4g}" for name, value in losses.items())
-                raise TrainingDivergedError(f"stage {run.stage.name}, step {step}: loss is not finite ({values})")
-            factor = _rate(run.stage.optim, step, run.steps)
-            for optimizer, rates in zip(optimizers, base_rates, strict=True):
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
-                optimizer.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
-            for optimizer in optimizers:
-                optimizer.step()
-            run.curves.setdefault(run.stage.name, []).append(
-                {"step": float(step), **{name: value.item() for name, value in losses.items()}}
-            )
-            if step % 25 == 0 or step == run.steps - 1:
-                logger.info(
-                    "stage=%s step=%d/%d loss=%.4f %s",
-                    run.stage.name,
-                    step + 1,
-                    run.steps,
-                    total.item(),
-                    " ".join(f"{name}={value.item():.4f}" for name, value in losses.items()),
-                )
-            if run.checkpointer is not None:
-                if run.checkpointer.due():
-                    run.checkpointer.save(_state(run, optimizers, step + 1))
-                if run.checkpointer.stop_requested:
-                    raise InterruptedError(f"stage {run.stage.name} stopped after step {step + 1}")
-                if run.checkpointer.clock() > run.deadline_s:
-                    logger.warning("stage=%s stopped by its time limit at step %d", run.stage.name, step + 1)
-                    return False
-    finally:
-        run.model.eval()
-    return True
 
+    def losses(rng: np.random.Generator) -> dict[str, Tensor]:
+        batch = _draw(run, rng)
+        masked = run.stage.name == "masked_reconstruction"
+        return _masked_losses(run, batch, rng) if masked else pixel_losses(run, batch)
 
-def _state(run: StageRun, optimizers: list[torch.optim.Optimizer], step: int) -> dict[str, Any]:
-    return {
-        "stage": run.stage_index,
-        "step": step,
-        "model": run.model.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "curves": run.curves,
-    }
+    loop = StageLoop(
+        model=run.model,
+        name=run.stage.name,
+        index=run.stage_index,
+        steps=run.steps,
+        seed=run.seed,
+        optimizers=_optimizers(run.model, run.stage.optim),
+        losses=losses,
+        rate=lambda step: run.lr_scale * _rate(run.stage.optim, step, run.steps),
+        checkpointer=run.checkpointer,
+        deadline_s=run.deadline_s,
+        curves=run.curves,
+    )
+    return run_steps(loop, resumed)

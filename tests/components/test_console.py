@@ -75,7 +75,7 @@ def test_a_night_is_told_in_a_dozen_lines(world: TinyWorld) -> None:
         "  images     20 taken in 2 lots, 17 accepted, 3 quarantined",
         "             outlier 2, dark 1",
         "  left       lot c has no manifest yet",
-        "  training   61 s, 120 steps from the teacher alone, 15 new and 0 replayed images (all steps together 9 s)",
+        "  training   61 s, 120 steps of a first model, 15 new and 0 replayed images (all steps together 9 s)",
         "  metrics    image AUROC 0.951, false-alarm rate at recall undefined",
         "             pixel AUROC 0.900, pixel AP undefined, PRO 0.500 (synthetic defects)",
         "  verdict    PROMOTE",

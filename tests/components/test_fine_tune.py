@@ -18,6 +18,7 @@ from components.contracts import CandidateRef, ModelRef, ValidationRef
 from components.errors import EXIT_TRANSIENT_ERROR, InputError
 from components.fine_tune import FineTuneInputs, fine_tune
 from components.version import VersionInputs, version
+from stlm.recipes import RECIPES, isstad_tiny
 from tests.helpers.tiny_nights import NIGHTS, TinyWorld, make_tiny_world
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -176,6 +177,31 @@ def test_another_network_than_the_champions_is_refused(tmp_path: Path) -> None:
     inputs = dataclasses.replace(inputs_for(world, NIGHTS[1], champion_from(first)), recipe="lite")
     with pytest.raises(InputError, match="is another network than the champion's"):
         fine_tune(inputs)
+
+
+def test_an_isstad_night_resumes_its_champion_and_refuses_that_of_another_network(tmp_path: Path) -> None:
+    world = make_tiny_world(tmp_path)
+    for night in NIGHTS[:2]:
+        world.feed(night)
+    inputs = [dataclasses.replace(inputs_for(world, night), recipe="isstad_tiny") for night in NIGHTS[:2]]
+    first = fine_tune(inputs[0])
+    validation = dataclasses.replace(inputs[1].validation, champion=champion_from(first))
+    second = fine_tune(dataclasses.replace(inputs[1], validation=validation))
+    assert (second.parent_version, second.num_replay_images) == (1, world.config.fine_tune.replay_images)
+    curves = json.loads(Path(second.curves_path).read_text(encoding="utf-8"))
+    assert set(curves) == {"masked_autoencoder", "repair"}
+    with pytest.raises(InputError, match="is another network than the champion's"):
+        fine_tune(dataclasses.replace(inputs[1], validation=validation, recipe="tiny"))
+
+
+def test_the_published_isstad_asks_for_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its start, with the network of the tests: the published one takes seconds to make.
+    small = dataclasses.replace(isstad_tiny(), model=dataclasses.replace(isstad_tiny().model, start="mae_checkpoint"))
+    monkeypatch.setitem(RECIPES, "isstad_paper", lambda: small)
+    world = make_tiny_world(tmp_path)
+    world.feed(NIGHTS[0])
+    with pytest.raises(InputError, match=r"set fine_tune\.teacher_checkpoint"):
+        fine_tune(dataclasses.replace(inputs_for(world, NIGHTS[0]), recipe="isstad_paper"))
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

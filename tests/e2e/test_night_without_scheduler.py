@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from airflow.models.dagrun import DagRun
 from airflow.sdk import DAG
@@ -15,6 +16,8 @@ from components.console._status import champion_of
 from components.console._workspace import open_workspace
 from components.contracts import ANCHOR_ALIAS, ModelRef
 from components.night_record import read_night
+from stlm.data.transforms import read_image
+from stlm.serving.predictor import OnnxPredictor, TorchPredictor
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.pickles import pickles_below
 from tests.helpers.tiny_nights import KEY, NIGHTS, TinyWorld, make_tiny_world
@@ -39,9 +42,9 @@ def run_night(airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> RunNig
     return run
 
 
-def _new_world(root: Path) -> TinyWorld:
+def _new_world(root: Path, recipe: str = "tiny") -> TinyWorld:
     new_mlflow(root / "mlflow")
-    return make_tiny_world(root)
+    return make_tiny_world(root, recipe=recipe)
 
 
 def _read_dag(world: TinyWorld) -> DAG:
@@ -128,6 +131,41 @@ def test_a_challenger_takes_over_after_its_night_and_nothing_that_was_written_is
     assert "Version 2 took over after its shadow nights." in page
     found = [name for name in pickles_below(tmp_path) if "checkpoint" not in name]
     assert found == []
+
+
+@pytest.mark.slow
+def test_isstad_runs_the_same_nights_and_its_champion_screens_and_is_carried_on(
+    tmp_path: Path, run_night: RunNight
+) -> None:
+    world = _new_world(tmp_path, "isstad_tiny")
+    for night in NIGHTS[:2]:
+        world.feed(night, num_images=24)
+        states = run_night(world, night)
+        assert set(states.values()) == {"success"}, states
+
+    first, second = (_outputs(world, night) for night in NIGHTS[:2])
+    assert first["promote"]["outcome"] == "PROMOTED", first["gate"]["reasons"]
+    assert second["promote"]["outcome"] == "PROMOTED", second["gate"]["reasons"]
+    assert (second["fine_tune"]["parent_version"], second["evaluate"]["champion_version"]) == (1, 1)
+    assert second["fine_tune"]["num_replay_images"] == world.config.fine_tune.replay_images
+    for night in (first, second):
+        assert night["export"]["error"] == ""
+        assert night["export"]["num_decision_flips"] == 0
+        assert night["export"]["max_score_difference"] < 1e-3
+    screened = [pd.read_parquet(night["validate"]["table_path"])["screened_by"] for night in (first, second)]
+    assert set(screened[0].dropna()) == {"outliers"}
+    assert set(screened[1].dropna()) <= {"champion", "outliers (drift)"}
+    champion = _champion(world)
+    assert champion is not None
+    assert champion.version == 2
+    picture = read_image(world.root / "golden" / "test" / "good" / "000.png")
+    by_onnx, by_torch = (
+        predictor(champion.package_dir).predict([picture])[0] for predictor in (OnnxPredictor, TorchPredictor)
+    )
+    assert by_onnx.score == pytest.approx(by_torch.score, abs=1e-3)
+    page = Path(second["report"]["page_path"]).read_text(encoding="utf-8")
+    assert "masked autoencoder" in page
+    assert "repair" in page
 
 
 def test_a_night_with_nothing_new_succeeds_and_still_has_its_page(tmp_path: Path, run_night: RunNight) -> None:

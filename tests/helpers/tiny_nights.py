@@ -117,7 +117,7 @@ def _scratched(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return np.where(mask > 0, np.uint8(250), image).astype(np.uint8), mask
 
 
-def make_tiny_world(root: Path, *, num_good: int = 8, num_defective: int = 8) -> TinyWorld:
+def make_tiny_world(root: Path, *, num_good: int = 8, num_defective: int = 8, recipe: str = "tiny") -> TinyWorld:
     """Write the golden set and the configuration below ``root``; the landing zone is empty."""
     golden = root / "golden"
     for folder in ("test/good", "test/scratch", "ground_truth/scratch"):
@@ -129,6 +129,6 @@ def make_tiny_world(root: Path, *, num_good: int = 8, num_defective: int = 8) ->
         Image.fromarray(image).save(golden / "test" / "scratch" / f"{i:03d}.png")
         Image.fromarray(mask).save(golden / "ground_truth" / "scratch" / f"{i:03d}_mask.png")
     config_path = root / "pipeline.toml"
-    config_path.write_text(_CONFIG, encoding="utf-8")
+    config_path.write_text(_CONFIG.replace('recipe = "tiny"', f'recipe = "{recipe}"'), encoding="utf-8")
     (root / "landing").mkdir()
     return TinyWorld(root=root, config_path=config_path, config=load_config(config_path))

@@ -14,7 +14,7 @@ from stlm.nn.encoders import TinyViTStudent, mask_features
 from stlm.nn.memory import NormalMemory, k_centre
 from stlm.recipes import RECIPES, recipe
 
-CPU_RECIPES = ("tiny", "lite")
+CPU_RECIPES = ("tiny", "lite", "isstad_tiny")
 
 
 @pytest.mark.parametrize("name", CPU_RECIPES)
@@ -86,7 +86,7 @@ def test_damaged_weights_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="known: lite, tiny, paper, paper-banked"):
+    with pytest.raises(ConfigError, match="known: lite, tiny, paper"):
         recipe("large")
 
 

@@ -1,0 +1,147 @@
+"""The plain loop below every stage: steps, learning rates, checkpoints, limits; it stops where a loss is not finite."""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from stlm.errors import TrainingDivergedError
+from stlm.training.checkpoint import Checkpointer
+
+__all__ = ["FitResult", "Point", "StageLoop", "run_steps"]
+
+logger = logging.getLogger(__name__)
+Point = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitResult:
+    """How training went."""
+
+    num_steps: int
+    curves: dict[str, list[Point]]
+    """Stage -> points with the losses of each step."""
+    complete: bool
+    """False when the time limit ended a stage early."""
+
+
+def _always(step: int) -> bool:
+    del step
+    return True
+
+
+@dataclass(kw_only=True)
+class StageLoop:
+    """What a stage repeats."""
+
+    model: nn.Module
+    name: str
+    index: int
+    """Of the stage among those of the night."""
+    steps: int
+    seed: int
+    optimizers: Sequence[torch.optim.Optimizer]
+    """At their full learning rates."""
+    losses: Callable[[np.random.Generator], dict[str, Tensor]]
+    """Draws a batch with the step's own generator and gives the terms of its loss."""
+    rate: Callable[[int], float]
+    """Step -> factor on every learning rate."""
+    clears: Callable[[int], bool] = _always
+    """Step -> whether gradients of earlier steps are forgotten before it."""
+    checkpointer: Checkpointer | None = None
+    deadline_s: float = math.inf
+    """On the checkpointer's clock; the stage ends at the next step after it."""
+    curves: dict[str, list[Point]] = field(default_factory=dict)
+    """Stage -> points; this stage appends its own."""
+
+
+def run_steps(loop: StageLoop, resumed: dict[str, Any] | None) -> bool:
+    """Train one stage in place.
+
+    Args:
+        loop: What to repeat, and limits.
+        resumed: State of this stage from a checkpoint, or ``None``.
+
+    Returns:
+        True when all steps were done, False when the deadline came first.
+
+    Raises:
+        TrainingDivergedError: A loss is not finite.
+        InterruptedError: The checkpointer was asked to stop; its file holds the state.
+    """
+    full_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in loop.optimizers]
+    first = _resume(loop, resumed) if resumed is not None else 0
+    loop.model.train()
+    try:
+        for step in tqdm(
+            range(first, loop.steps), initial=first, total=loop.steps, desc=loop.name, unit="step", disable=None
+        ):
+            rng = np.random.default_rng([loop.seed, loop.index, step])
+            torch.manual_seed(int(rng.integers(2**31)))
+            losses = loop.losses(rng)
+            total = torch.stack(list(losses.values())).sum()
+            if not torch.isfinite(total):
+                values = " ".join(f"{name}={value.item():.4g}" for name, value in losses.items())
+                raise TrainingDivergedError(f"stage {loop.name}, step {step}: loss is not finite ({values})")
+            factor = loop.rate(step)
+            for optimizer, rates in zip(loop.optimizers, full_rates, strict=True):
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                if loop.clears(step):
+                    optimizer.zero_grad(set_to_none=True)
+            total.backward()  # type: ignore[no-untyped-call]
+            for optimizer in loop.optimizers:
+                optimizer.step()
+            _record(loop, step, total, losses)
+            if loop.checkpointer is not None:
+                if loop.checkpointer.due():
+                    loop.checkpointer.save(_state(loop, step + 1))
+                if loop.checkpointer.stop_requested:
+                    raise InterruptedError(f"stage {loop.name} stopped after step {step + 1}")
+                if loop.checkpointer.clock() > loop.deadline_s:
+                    logger.warning("stage=%s stopped by its time limit at step %d", loop.name, step + 1)
+                    return False
+    finally:
+        loop.model.eval()
+    return True
+
+
+def _record(loop: StageLoop, step: int, total: Tensor, losses: dict[str, Tensor]) -> None:
+    values = {name: value.item() for name, value in losses.items()}
+    loop.curves.setdefault(loop.name, []).append({"step": float(step), **values})
+    if step % 25 == 0 or step == loop.steps - 1:
+        terms = " ".join(f"{name}={value:.4f}" for name, value in values.items())
+        logger.info("stage=%s step=%d/%d loss=%.4f %s", loop.name, step + 1, loop.steps, total.item(), terms)
+
+
+def _resume(loop: StageLoop, resumed: dict[str, Any]) -> int:
+    for optimizer, state in zip(loop.optimizers, resumed["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+    for parameter, gradient in zip(_trained(loop), resumed.get("gradients", ()), strict=False):
+        parameter.grad = gradient.to(parameter.device)
+    return int(resumed["step"])
+
+
+def _trained(loop: StageLoop) -> list[nn.Parameter]:
+    groups = (group for optimizer in loop.optimizers for group in optimizer.param_groups)
+    return [parameter for group in groups for parameter in group["params"]]
+
+
+def _state(loop: StageLoop, step: int) -> dict[str, Any]:
+    state = {
+        "stage": loop.index,
+        "step": step,
+        "model": loop.model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in loop.optimizers],
+        "curves": loop.curves,
+    }
+    if step < loop.steps and not loop.clears(step):
+        # The next step adds to them.
+        state["gradients"] = [p.grad if p.grad is not None else torch.zeros_like(p) for p in _trained(loop)]
+    return state
