@@ -11,9 +11,10 @@ from pathlib import Path
 
 from components._cli import main_for
 from components._promotion.decision import outcome_of, promote_version
-from components._promotion.desk import open_desk
+from components._promotion.desk import Desk, open_desk
 from components._promotion.load_check import check_loads
 from components._promotion.record import promotion_record
+from components.adapters.aliases import BACKFILL_ALIAS
 from components.adapters.lease import Clock, utc_now
 from components.adapters.tracking import log_metrics, open_run, set_tags
 from components.config import MlflowSettings, PromoteSettings
@@ -21,6 +22,7 @@ from components.contracts import (
     CandidateRef,
     DatasetRef,
     EvaluationRef,
+    Fence,
     GateDecision,
     PackageRef,
     PromotionRef,
@@ -56,12 +58,15 @@ class PromoteInputs:
     settings: PromoteSettings
 
 
-def promote(inputs: PromoteInputs, *, clock: Clock = utc_now) -> PromotionRef:
+def promote(inputs: PromoteInputs, *, clock: Clock = utc_now, fence: Fence | None = None) -> PromotionRef:
     """Register the package and move the alias, if the gate said so.
+
+    A replayed night's package is registered whatever the verdict, for the next one builds on it, and moves nothing.
 
     Args:
         inputs: What to promote, and on whose word.
         clock: The clock of the lease and of the ledger's entries.
+        fence: Of the run that holds the key.
 
     Returns:
         What happened; see ``PromotionRef.outcome``.
@@ -73,7 +78,7 @@ def promote(inputs: PromoteInputs, *, clock: Clock = utc_now) -> PromotionRef:
     """
     calibration = _check_binding(inputs)
     run_id = open_run(inputs.mlflow, inputs.run)
-    outcome = _promote(inputs, run_id, calibration, clock)
+    outcome = _promote(inputs, run_id, calibration, clock, fence)
     set_tags(
         inputs.mlflow,
         run_id,
@@ -89,9 +94,13 @@ def promote(inputs: PromoteInputs, *, clock: Clock = utc_now) -> PromotionRef:
     return outcome
 
 
-def _promote(inputs: PromoteInputs, run_id: str, calibration: Calibration, clock: Clock) -> PromotionRef:
+def _promote(
+    inputs: PromoteInputs, run_id: str, calibration: Calibration, clock: Clock, fence: Fence | None
+) -> PromotionRef:
     run, decision = inputs.run, inputs.decision
     desk = open_desk(run.key, work_dir=run.work_dir, mlflow=inputs.mlflow, settings=inputs.settings, clock=clock)
+    if run.backfill:
+        return _replayed(desk, inputs, run_id, calibration, fence)
     if decision.verdict is not Verdict.PROMOTE:
         against = "; ".join(reason.detail for reason in decision.reasons if reason.verdict is not Verdict.PROMOTE)
         return outcome_of(desk, "REFUSED", version=None, detail=f"verdict {decision.verdict.value}: {against}")
@@ -108,7 +117,7 @@ def _promote(inputs: PromoteInputs, run_id: str, calibration: Calibration, clock
     )
     check_loads(Path(inputs.package.package_dir))
     tags = _tags(inputs, calibration.threshold)
-    version = desk.registry.register(run.key, inputs.package, run_id=run_id, tags=tags).version
+    version = desk.registry.register(run.key, inputs.package, run_id=run_id, tags=tags, fence=fence).version
     if inputs.settings.require_approval:
         detail = f"version {version} is registered and waits for approval"
         return outcome_of(desk, "REFUSED", version=version, detail=detail)
@@ -121,6 +130,22 @@ def _promote(inputs: PromoteInputs, run_id: str, calibration: Calibration, clock
         reason=f"verdict {decision.verdict.value}",
         record=record,
     )
+
+
+def _replayed(
+    desk: Desk, inputs: PromoteInputs, run_id: str, calibration: Calibration, fence: Fence | None
+) -> PromotionRef:
+    """Register a replayed night's candidate, for the next night to build on and for a person to promote."""
+    run, verdict = inputs.run, inputs.decision.verdict.value
+    check_loads(Path(inputs.package.package_dir))
+    tags = _tags(inputs, calibration.threshold) | {"stlm.backfill": run.backfill}
+    version = desk.registry.register(run.key, inputs.package, run_id=run_id, tags=tags, fence=fence).version
+    for name in ("stlm.verdict", "stlm.judged_against", "stlm.evaluation_digest"):
+        # Judged again, against a later champion: the version is the same one.
+        desk.board.tag_version(version, name, tags[name])
+    desk.board.point(f"{BACKFILL_ALIAS}{run.backfill}", version)
+    detail = f"version {version} is night {run.partition} of backfill {run.backfill}, verdict {verdict}"
+    return outcome_of(desk, "REPLAYED", version=version, detail=detail)
 
 
 def _check_binding(inputs: PromoteInputs) -> Calibration:

@@ -13,7 +13,7 @@ __all__ = ["Outcome", "outcome_of", "promote_version"]
 
 logger = logging.getLogger(__name__)
 
-Outcome = Literal["PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "FROZEN"]
+Outcome = Literal["PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "FROZEN", "REPLAYED"]
 
 
 def promote_version(

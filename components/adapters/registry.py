@@ -19,9 +19,9 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from components.adapters._mlflow import has_code, mlflow_client, reaching
 from components.adapters._package_cache import fetch_package
 from components.adapters._served_model import PACKAGE_PATH, save_served_model
-from components.adapters.aliases import LAST_CHAMPION_TAG, AliasBoard
+from components.adapters.aliases import FENCE_TAG, LAST_CHAMPION_TAG, AliasBoard
 from components.config import MlflowSettings
-from components.contracts import ModelKey, ModelRef, PackageRef, RunRef
+from components.contracts import Fence, ModelKey, ModelRef, PackageRef, RunRef
 from components.errors import InputError, TransientError
 
 __all__ = ["ModelRegistry", "open_registry"]
@@ -122,7 +122,9 @@ class ModelRegistry:
             name=name, version=number, candidate_key=version.tags[_CANDIDATE_TAG], package_dir=str(package_dir)
         )
 
-    def register(self, key: ModelKey, package: PackageRef, *, run_id: str, tags: Mapping[str, str]) -> ModelRef:
+    def register(
+        self, key: ModelKey, package: PackageRef, *, run_id: str, tags: Mapping[str, str], fence: Fence | None = None
+    ) -> ModelRef:
         """The version of this package; made, and its files uploaded to the run, unless it is there already.
 
         Args:
@@ -130,6 +132,7 @@ class ModelRegistry:
             package: A sealed package.
             run_id: MLflow run that keeps the files.
             tags: Written with a new version; identity tags are added.
+            fence: Of the writer; the registry refuses a lower one than it has seen.
 
         Returns:
             The version with its package, downloaded again and verified.
@@ -143,6 +146,8 @@ class ModelRegistry:
             if version is None:
                 source = self._upload(package, run_id)
                 self.aliases(key).create()
+                if fence is not None:
+                    self._admit(key, fence)
                 version = self._create_version(key, package, source=source, run_id=run_id, tags=tags)
                 logger.info("registered model=%s version=%s", version.name, version.version)
         return self.version(key, int(version.version))
@@ -157,6 +162,34 @@ class ModelRegistry:
                 yield
         except Timeout as error:
             raise TransientError(f"{path} is held by another registration for over {_LOCK_TIMEOUT_S:.0f} s") from error
+
+    def _admit(self, key: ModelKey, fence: Fence) -> None:
+        """Refuse a writer that lost the key; remember the number of one that has it."""
+        posted = self.aliases(key).read()
+        seen = int(posted.tags.get(FENCE_TAG, "0")) if posted is not None else 0
+        fence.admit(seen, f"{key.registered_model} in {self._uri}")
+        self.aliases(key).tag(FENCE_TAG, str(fence.number))
+
+    def versions(self, key: ModelKey) -> dict[int, dict[str, str]]:
+        """Tags of every version of a key's model, without its files.
+
+        Args:
+            key: Whose model it is.
+
+        Returns:
+            Version -> tags; empty where nothing is registered.
+
+        Raises:
+            TransientError: MLflow cannot be reached.
+        """
+        with reaching(self._uri):
+            token, found = None, []
+            while True:
+                page = self._client.search_model_versions(f"name = '{key.registered_model}'", page_token=token)
+                found += list(page)
+                token = page.token
+                if not token:
+                    return {int(version.version): dict(version.tags) for version in found}
 
     def _find(self, key: ModelKey, package: PackageRef) -> ModelVersion | None:
         found = self._client.search_model_versions(
