@@ -143,7 +143,12 @@ def _replayed(
     for name in ("stlm.verdict", "stlm.judged_against", "stlm.evaluation_digest"):
         # Judged again, against a later champion: the version is the same one.
         desk.board.tag_version(version, name, tags[name])
-    desk.board.point(f"{BACKFILL_ALIAS}{run.backfill}", version)
+    alias = f"{BACKFILL_ALIAS}{run.backfill}"
+    posted = desk.board.read()
+    head = None if posted is None else posted.aliases.get(alias)
+    head_tags = {} if head is None else desk.board.version_tags(head) or {}
+    if head_tags.get("stlm.partition", "") <= run.partition:  # a night that was done before is not the last one
+        desk.board.point(alias, version)
     detail = f"version {version} is night {run.partition} of backfill {run.backfill}, verdict {verdict}"
     return outcome_of(desk, "REPLAYED", version=version, detail=detail)
 
