@@ -1,5 +1,6 @@
 """Airflow's own backfill of three nights, under its own scheduler and from its own command line."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def test_a_backfill_is_sequential_leaves_the_champion_alone_and_is_a_no_op_the_s
         runs = _ended(airflow, 3)
 
         assert [(run["partition_key"], run["state"]) for run in runs] == [(night, "success") for night in NIGHTS]
-        assert all(before["end_date"] <= after["start_date"] for before, after in zip(runs, runs[1:], strict=False))
+        assert all(before["end_date"] <= after["start_date"] for before, after in itertools.pairwise(runs))
         client = MlflowClient(world.config.mlflow.tracking_uri)
         aliases = _aliases(client)
         assert aliases == {"champion": 1, "anchor": 1, "backfill-airflow": 4}
