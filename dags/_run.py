@@ -20,7 +20,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from components.config import PipelineConfig, PromoteSettings, ScheduleSettings, load_config
 from components.contracts import Contract, Fence, ModelKey, RunRef
-from components.errors import InputError
+from components.errors import InputError, TransientError
 from components.night_record import STEPS, StepRecord, begin_step, read_night, write_record
 
 __all__ = ["AIRFLOW_BACKFILL", "CONFIG_VARIABLE", "Json", "Step", "configuration", "current_fence", "failures_of"]
@@ -103,11 +103,12 @@ class Step:
         from components.adapters.lineage import open_lineage
 
         context = get_current_context()
-        is_last = step == STEPS[-1]
-        if step == STEPS[0] and run.backfill:
+        is_first, is_last = step == STEPS[0], step == STEPS[-1]
+        if is_first and run.backfill:
             _check_order(context, run)
-        if is_last and _states(context, [STEPS[0]]).get(STEPS[0]) == "skipped":
-            raise AirflowSkipException("another run holds the model key")
+        begun = _states(context, [STEPS[0]]).get(STEPS[0]) if is_last else None
+        if begun == "skipped" or (begun == "failed" and run.backfill):
+            raise AirflowSkipException("the night did not begin, so there is nothing to report")
         lineage = open_lineage(self._key, work_dir=self._work_dir, promote=self._ledger, schedule=self._schedule)
         what = f"backfill {run.backfill}" if run.backfill else "nightly run"
         name = f"{what} {run.partition} ({context['dag_run'].run_id})"
@@ -119,7 +120,13 @@ class Step:
                 raise
             token = _FENCE.set(fence)
             stack.callback(_FENCE.reset, token)
-            yield
+            try:
+                yield
+            except BaseException:
+                if is_first and run.backfill:  # nothing else of this run will give it back
+                    with contextlib.suppress(TransientError):
+                        fence.release()
+                raise
 
 
 def current_fence() -> Fence | None:

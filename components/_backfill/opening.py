@@ -113,14 +113,16 @@ def open_night(config: PipelineConfig, model: ModelSettings, run: RunRef) -> Ope
     if run.partition < chain.first:
         raise InputError(
             f"backfill {chain.name} of {model.key.slug} begins with night {chain.first}, so {run.partition} cannot be "
-            f"replayed in it any more: a lineage is built from the oldest night on; start another backfill"
+            f"replayed in it any more: a lineage is built from the oldest night on; give another backfill another name "
+            f"(parameter `backfill`)"
         )
     links = walk(config, model, chain, run.partition)
     due = [link.revision.night for link in links[:-1] if link.state == "DUE"]
     if due:
         raise InputError(
             f"out of order: night {run.partition} of backfill {chain.name} builds on the nights before it, and "
-            f"{', '.join(due)} must be replayed first (one at a time, oldest first)"
+            f"{', '.join(due)} must be replayed first, one at a time, oldest first; to begin a lineage elsewhere, give "
+            f"it another name (parameter `backfill`)"
         )
     return _pin(config, run, chain, links[-1])
 

@@ -1,4 +1,4 @@
-"""The candidates of old nights on today's golden set: one table, with what was measured on their own night beside it.
+"""The candidates of old nights, and the champion, on today's golden set, beside what was measured on their own night.
 
 ``<work_dir>/evaluations/<key>/<digest>/`` keeps ``scores.json`` and ``scores.html``; the digest is over the packages,
 the golden set and the settings, so that the same question is answered at once.
@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import Environment
@@ -58,6 +58,7 @@ class OldScore(Contract):
     """One night's candidate."""
 
     night: str
+    """The night; of the last row, where there is a champion, ``champion v<version>``."""
     package_dir: str
     digest: str
     """Of the package."""
@@ -87,8 +88,9 @@ class _Candidate:
     night: str
     package: Path
     digest: str
-    verdict: str
-    image_auroc: float | None
+    image_size: tuple[int, int]
+    verdict: str = ""
+    image_auroc: float | None = None
 
 
 def score_again(config: PipelineConfig, model: ModelSettings, first: str, last: str) -> OldScores:
@@ -112,6 +114,7 @@ def score_again(config: PipelineConfig, model: ModelSettings, first: str, last: 
         why = "; ".join(missing) or "no such night has begun"
         raise InputError(f"no candidate of {model.key.slug} from {first} to {last} is left to score: {why}")
     try:
+        found += _champion(config, model, last)
         golden = read_golden_set(Path(model.golden))
         settings = config.evaluate
         question = {"packages": [one.digest for one in found], "golden": golden.digest, "settings": settings}
@@ -121,7 +124,8 @@ def score_again(config: PipelineConfig, model: ModelSettings, first: str, last: 
         done = folder / "scores.json"
         if done.exists():
             return from_json(OldScores, json.loads(done.read_text(encoding="utf-8")), where=str(done))
-        pixel_set = golden_pixels(golden, num_synthetic=settings.num_synthetic, map_sizes=_map_sizes(found, settings))
+        sizes = [one.image_size for one in found]
+        pixel_set = golden_pixels(golden, num_synthetic=settings.num_synthetic, map_sizes=sizes)
         rows = tuple(_scored(one, golden, pixel_set, settings) for one in found)
     except StlmError as error:
         raise InputError(f"golden set {model.golden} or a package: {error}") from error
@@ -163,20 +167,13 @@ def _candidates(
                     missing.append(f"night {night} has no candidate")
                     continue
                 package = open_registry(config.mlflow, run).version(model.key, registered[night]).package_dir
-            digest = verify_package(Path(package))
+            candidate = _candidate(night, Path(package), config.evaluate)
         except (StlmError, InputError) as error:
             missing.append(f"night {night}: {error}")
             continue
-        metrics = outputs.get("evaluate", {}).get("metrics", {})
-        found.append(
-            _Candidate(
-                night=night,
-                package=Path(package),
-                digest=digest,
-                verdict=str(outputs.get("gate", {}).get("verdict", "")),
-                image_auroc=metrics.get("image_auroc"),
-            )
-        )
+        verdict = str(outputs.get("gate", {}).get("verdict", ""))
+        image_auroc = outputs.get("evaluate", {}).get("metrics", {}).get("image_auroc")
+        found.append(replace(candidate, verdict=verdict, image_auroc=image_auroc))
     return found, missing
 
 
@@ -193,8 +190,20 @@ def _registered(config: PipelineConfig, model: ModelSettings) -> dict[str, int]:
     }
 
 
-def _map_sizes(found: list[_Candidate], settings: EvaluateSettings) -> list[tuple[int, int]]:
-    return [load_package(one.package, settings).image_size for one in found]
+def _champion(config: PipelineConfig, model: ModelSettings, last: str) -> list[_Candidate]:
+    """What serves now, to compare with; none where nothing does."""
+    if not has_registry(config):
+        return []
+    run = RunRef(key=model.key, partition=last, work_dir=config.paths.work_dir)
+    champion = open_registry(config.mlflow, run).champion(model.key, config.promote.alias)
+    if champion is None:
+        return []
+    return [_candidate(f"champion v{champion.version}", Path(champion.package_dir), config.evaluate)]
+
+
+def _candidate(night: str, package: Path, settings: EvaluateSettings) -> _Candidate:
+    image_size = load_package(package, settings).image_size
+    return _Candidate(night=night, package=package, digest=verify_package(package), image_size=image_size)
 
 
 def _scored(one: _Candidate, golden: GoldenSet, pixel_set: PixelSet, settings: EvaluateSettings) -> OldScore:

@@ -124,7 +124,7 @@ def _evaluate(inputs: BackfillInputs) -> int:
     scores = evaluate_again(inputs)
     print(f"{scores.key} on {scores.num_good} good and {scores.num_defective} defective golden images of today")
     print(
-        f"  {'night':<12}{'verdict then':<14}{'AUROC then':>11}  "
+        f"  {'night':<14}{'verdict then':<14}{'AUROC then':>11}  "
         + "".join(f"{label:>24}" for label in METRICS.values())
     )
     for row in scores.rows:
@@ -138,7 +138,7 @@ def _evaluate(inputs: BackfillInputs) -> int:
             + ("" if one.low is None or one.high is None else f" [{one.low:.3f}, {one.high:.3f}]")
             for one in cells
         )
-        print(f"  {row.night:<12}{row.verdict_then or '-':<14}{then:>11}  " + "".join(f"{text:>24}" for text in texts))
+        print(f"  {row.night:<14}{row.verdict_then or '-':<14}{then:>11}  " + "".join(f"{text:>24}" for text in texts))
     if not all(row.same_golden_set for row in scores.rows):
         print("  * judged on another golden set then")
     for sentence in scores.missing:
