@@ -7,6 +7,7 @@ Only the standard library is imported here.
 import contextlib
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = ["TELEMETRY_OFF", "airflow_environment", "repository_root"]
@@ -38,7 +39,9 @@ def repository_root() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
-def airflow_environment(home: Path, config: Path, *, api_port: int = 8080, scheduled: bool = True) -> dict[str, str]:
+def airflow_environment(
+    home: Path, config: Path, *, api_port: int = 8080, scheduled: bool = True, people: Iterable[str] = ()
+) -> dict[str, str]:
     """Environment variables for every Airflow process, on top of the caller's own.
 
     Args:
@@ -46,6 +49,7 @@ def airflow_environment(home: Path, config: Path, *, api_port: int = 8080, sched
         config: The pipeline's configuration file.
         api_port: Loopback port of the API server, which also serves the tasks.
         scheduled: False to start no night by the clock, only those that are asked for.
+        people: Who has an account beside ``admin``, to answer questions; the passwords are generated.
 
     Returns:
         The variables by name, the caller's included.
@@ -60,7 +64,7 @@ def airflow_environment(home: Path, config: Path, *, api_port: int = 8080, sched
         "CORE__PLUGINS_FOLDER": home / "plugins",
         "CORE__EXECUTOR": "LocalExecutor",
         "CORE__PARALLELISM": 4,
-        "CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+        "CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(["admin:admin", *(f"{n}:op" for n in people if n != "admin")]),
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": home / "passwords.json",
         "CORE__EXECUTION_API_SERVER_URL": f"{api}/execution/",
         # A name server that does not answer must not delay every task.

@@ -104,6 +104,17 @@ class ModelSettings:
     """Golden set in MVTec layout: ``test/good``, ``test/<defect>`` and, if there are, ``ground_truth/<defect>``."""
     recipe: str = "lite"
     """A recipe of ``stlm.recipes``."""
+    approvers: tuple[str, ...] = ()
+    """Who may let a candidate in, by their ids in Airflow (with its simple auth manager: names); empty: the verdict
+    alone lets it in."""
+    approval_hours: float = 24.0
+    """How long a night waits for one of them; no answer is a no."""
+    shadow_nights: int = 0
+    """A candidate that passed the gate is first scored beside the champion on so many nights' new normals; 0: none."""
+    shadow_min_agreement: float = 0.9
+    """Least share of these nights' normals and of the golden set that both must decide alike."""
+    shadow_alarm_rate: float = 0.1
+    """Largest share of these nights' normals that it may call anomalous."""
 
     @property
     def key(self) -> ModelKey:
@@ -112,6 +123,18 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         ModelKey(product=self.product, line=self.line, camera=self.camera)
+        _check(all(name.strip() for name in self.approvers), f"approvers must have names, got {self.approvers}")
+        _check(
+            not set(":,") & set("".join(self.approvers)), f"approvers: no name holds ':' or ',', got {self.approvers}"
+        )
+        _check(
+            len(set(self.approvers)) == len(self.approvers), f"approvers: a name stands there twice: {self.approvers}"
+        )
+        _check(self.approval_hours > 0, f"approval_hours must be positive, got {self.approval_hours}")
+        _check(self.shadow_nights >= 0, f"shadow_nights must not be negative, got {self.shadow_nights}")
+        for name in ("shadow_min_agreement", "shadow_alarm_rate"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, f"{name} must be within [0, 1], got {value}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,6 +252,13 @@ class ExportSettings:
 
     parity_images: int = 32
     max_score_difference: float = 1e-3
+    probe_images: int = 8
+    """Golden images that travel with the package: before it serves, it must give them the scores of the verdict again,
+    within ``max_score_difference``."""
+
+    def __post_init__(self) -> None:
+        _check(self.probe_images >= 1, f"probe_images must be at least 1, got {self.probe_images}")
+        _check(self.max_score_difference > 0, f"max_score_difference must be positive, got {self.max_score_difference}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,6 +16,7 @@ from stlm.strict_json import canonical_json, digest_of, from_json, to_json
 
 __all__ = [
     "ANCHOR_ALIAS",
+    "Approval",
     "BatchRef",
     "CandidateRef",
     "Contract",
@@ -33,6 +34,7 @@ __all__ = [
     "ReportRef",
     "RollbackRef",
     "RunRef",
+    "ShadowRef",
     "ValidationRef",
     "Verdict",
     "canonical_json",
@@ -327,15 +329,52 @@ class GateDecision(Contract):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Approval(Contract):
+    """What people said of one candidate, and of no other."""
+
+    answer: typing.Literal["APPROVED", "REJECTED", "TIMED_OUT", "NOT_ASKED"]
+    """``NOT_ASKED`` where the gate left nothing to decide."""
+    candidate_key: str
+    package_digest: str
+    """Digest of the package that was asked about."""
+    by: str = ""
+    """Who answered, by the id in Airflow; empty where nobody did."""
+    at: str = ""
+    """ISO 8601."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PromotionRef(Contract):
     """What the registry looks like afterwards."""
 
-    outcome: typing.Literal["PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "FROZEN", "REPLAYED"]
+    outcome: typing.Literal[
+        "PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "FROZEN", "CHALLENGER", "REPLAYED"
+    ]
+    """``CHALLENGER``: it passed, and is now scored beside the champion for some nights. ``REPLAYED``: a night of a
+    backfill, whose candidate is registered and nothing else."""
     name: str
     version: int | None
     """The candidate's version, ``None`` when it was refused and not registered."""
     champion_version: int | None
     previous_version: int | None
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShadowRef(Contract):
+    """What a night showed of the challenger."""
+
+    outcome: typing.Literal["NO_CHALLENGER", "SCORED", "PROMOTED", "DROPPED", "HELD"]
+    """``HELD``: it stood the test, but promotion is frozen."""
+    challenger: int | None
+    champion: int | None
+    num_nights: int = 0
+    """Nights on which it has been scored so far."""
+    agreement: float | None = None
+    """Share of all their images, and of the golden set, that both decided alike."""
+    alarm_rate: float | None = None
+    """Share of their normals that it called anomalous."""
+    champion_alarm_rate: float | None = None
     detail: str = ""
 
 

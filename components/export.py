@@ -1,12 +1,14 @@
 """Export: the candidate becomes the package that would be served, and proves that both are the same model.
 
-The package is the candidate's folder plus ``calibration.json`` from the evaluation, ``model.onnx`` and the manifest. A
+The package is the candidate's folder plus ``calibration.json`` from the evaluation, ``model.onnx``, the signature, some
+golden images with the scores that the evaluation gave them, and the manifest. A
 model that cannot be exported, or whose exported file decides differently, is no failure of this step: the figures go
 into the outputs and the gate refuses.
 """
 
 import hashlib
 import logging
+import math
 import shutil
 import sys
 import tempfile
@@ -31,6 +33,8 @@ from stlm.export.latency import latencies_ms
 from stlm.export.onnx import ParityReport, export_onnx, parity
 from stlm.models.registry import load_model
 from stlm.serving.package import GOLDEN_FILE, ONNX_FILE, seal_package
+from stlm.serving.probe import ProbeImage, write_probe
+from stlm.serving.signature import write_signature
 
 __all__ = ["ExportInputs", "export", "main"]
 
@@ -47,7 +51,7 @@ class ExportInputs:
     run: RunRef
     candidate: CandidateRef
     evaluation: EvaluationRef
-    """Its report's folder holds ``calibration.json``."""
+    """Its report's folder holds ``calibration.json``; its scores go into the package, to be met again."""
     golden: str
     settings: ExportSettings
     champion: ModelRef | None = None
@@ -71,11 +75,14 @@ def export(inputs: ExportInputs) -> PackageRef:
 
 def _export(inputs: ExportInputs, folder: Path) -> PackageRef:
     _check_binding(inputs)
-    images = _parity_images(inputs)
+    images, probe_images = _golden_images(inputs)
     package_dir = folder / "package"
     with tempfile.TemporaryDirectory(dir=folder, prefix=".package-") as temporary:
         staged = Path(temporary) / "package"
         calibration = _assemble(inputs, staged)
+        write_signature(staged)
+        if probe_images:
+            write_probe(staged, probe_images, tolerance=inputs.settings.max_score_difference)
         report, problem = _export_model(staged, images, calibration.threshold)
         times = _times(staged, inputs.champion, images) if not problem else (report.ms_per_image, None)
         digest = seal_package(staged)
@@ -123,7 +130,9 @@ def _check_binding(inputs: ExportInputs) -> None:
         raise InputError(f"{weights} is altered: sha256 {sha256}, expected {candidate.weights_sha256}")
 
 
-def _parity_images(inputs: ExportInputs) -> list[NDArray[np.uint8]]:
+def _golden_images(inputs: ExportInputs) -> tuple[list[NDArray[np.uint8]], list[ProbeImage]]:
+    """Images to compare the exported file on, and those that travel with it."""
+    scores, settings = _scores(inputs.evaluation), inputs.settings
     try:
         golden = read_golden_set(Path(inputs.golden))
         if golden.digest != inputs.evaluation.golden_digest:
@@ -134,9 +143,28 @@ def _parity_images(inputs: ExportInputs) -> list[NDArray[np.uint8]]:
         classes = defaultdict(list)
         for item in golden.items:
             classes[item.defect].append(item.path)
-        return [read_image(path) for path in _spread(list(classes.values()), inputs.settings.parity_images)]
+        groups = list(classes.values())
+        probe = [
+            ProbeImage(name=(name := str(path.relative_to(golden.root))), pixels=read_image(path), score=scores[name])
+            for path in _spread(groups, settings.probe_images)
+        ]
+        # A model without finite scores is the gate's to refuse.
+        probe = [image for image in probe if math.isfinite(image.score)]
+        return [read_image(path) for path in _spread(groups, settings.parity_images)], probe
+    except KeyError as error:
+        raise InputError(f"evaluation {inputs.evaluation.scores_path} has no score of {error}") from error
     except DataError as error:
         raise InputError(str(error)) from error
+
+
+def _scores(evaluation: EvaluationRef) -> dict[str, float]:
+    """Golden image -> the candidate's score, on which the verdict will rest."""
+    try:
+        with np.load(evaluation.scores_path, allow_pickle=False) as arrays:
+            paths, scores = arrays["paths"].tolist(), arrays["candidate_scores"].tolist()
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"evaluation's scores {evaluation.scores_path!r} cannot be read: {error!r}") from error
+    return dict(zip(paths, scores, strict=True))
 
 
 def _spread(groups: Sequence[Sequence[ItemT]], count: int) -> list[ItemT]:

@@ -36,6 +36,8 @@ STEPS = (
     "report",
 )
 """The steps of a night, in order."""
+_WITH_OPTIONAL = (*STEPS[:3], "shadow", *STEPS[3:])
+"""All that may be there: keys with shadow nights score their challenger once the night's images are validated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +61,7 @@ def _path(run: RunRef, step: str) -> Path:
 
 def begin_step(run: RunRef, step: str) -> None:
     """Forget what the last try of this step, and of those after it, came to."""
-    for later in STEPS[STEPS.index(step) :] if step in STEPS else (step,):
+    for later in _WITH_OPTIONAL[_WITH_OPTIONAL.index(step) :] if step in STEPS else (step,):
         _path(run, later).unlink(missing_ok=True)
 
 
@@ -82,7 +84,7 @@ def write_record(run: RunRef, record: StepRecord, fence: Fence | None = None) ->
 
 def read_night(run: RunRef) -> dict[str, StepRecord]:
     """The records of a night by step, in order; steps that were not reached are missing."""
-    paths = ((step, _path(run, step)) for step in STEPS)
+    paths = ((step, _path(run, step)) for step in _WITH_OPTIONAL)
     return {
         step: from_json(StepRecord, json.loads(path.read_text(encoding="utf-8")), where=str(path))
         for step, path in paths

@@ -1,24 +1,25 @@
 """Promote: the blessed package becomes a registered version and takes over the alias ``champion``.
 
 The verdict of the gate is bound to what is promoted: candidate, evaluation and package must be the ones it judged, byte
-for byte. Without a verdict of PROMOTE nothing is registered, and that is a success of this step. This step is not
-remembered like the others: run again, it looks at ledger and registry and leaves them as they are.
+for byte; where people must agree, their word is bound to it as well. Where the key has shadow nights, the version
+becomes challenger instead. Without a verdict of PROMOTE nothing is registered, and that is a success of this step, as
+is a no. This step is not remembered like the others: run again, it looks at ledger and registry and leaves them as they
+are.
 """
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 from components._cli import main_for
-from components._promotion.decision import outcome_of, promote_version
+from components._promotion.candidate import Judged, check_binding, note_verdict, register
+from components._promotion.decision import challenge, outcome_of, promote_version
 from components._promotion.desk import Desk, open_desk
-from components._promotion.load_check import check_loads
-from components._promotion.record import promotion_record
 from components.adapters.aliases import BACKFILL_ALIAS
 from components.adapters.lease import Clock, utc_now
 from components.adapters.tracking import log_metrics, open_run, set_tags
 from components.config import MlflowSettings, PromoteSettings
 from components.contracts import (
+    Approval,
     CandidateRef,
     DatasetRef,
     EvaluationRef,
@@ -31,16 +32,14 @@ from components.contracts import (
     Verdict,
 )
 from components.errors import InputError
-from stlm.calibration import CALIBRATION_FILE, Calibration
-from stlm.errors import StlmError
-from stlm.serving.package import verify_package
+from stlm.calibration import Calibration
 
 __all__ = ["PromoteInputs", "main", "promote"]
 
 logger = logging.getLogger(__name__)
 
 _APPROVER = "gate"
-"""No person is asked: the verdict alone lets a candidate in."""
+"""Who lets a candidate in where no person is asked: the verdict alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +55,12 @@ class PromoteInputs:
     candidate: CandidateRef
     mlflow: MlflowSettings
     settings: PromoteSettings
+    approvers: tuple[str, ...] = ()
+    """Who may let it in; empty: the verdict alone does."""
+    approval: Approval | None = None
+    """What one of them said."""
+    shadow_nights: int = 0
+    """On so many nights it is first scored beside the champion; the first model of a key has none to stand beside."""
 
 
 def promote(inputs: PromoteInputs, *, clock: Clock = utc_now, fence: Fence | None = None) -> PromotionRef:
@@ -76,9 +81,18 @@ def promote(inputs: PromoteInputs, *, clock: Clock = utc_now, fence: Fence | Non
             does not load in a clean process.
         TransientError: MLflow or the ledger cannot be reached, or another promotion holds the lease for long.
     """
-    calibration = _check_binding(inputs)
+    judged = Judged(
+        run=inputs.run,
+        package=inputs.package,
+        decision=inputs.decision,
+        dataset=inputs.dataset,
+        validation=inputs.validation,
+        evaluation=inputs.evaluation,
+        candidate=inputs.candidate,
+    )
+    calibration = check_binding(judged)
     run_id = open_run(inputs.mlflow, inputs.run)
-    outcome = _promote(inputs, run_id, calibration, clock, fence)
+    outcome = _promote(inputs, judged, run_id, calibration, clock=clock, fence=fence)
     set_tags(
         inputs.mlflow,
         run_id,
@@ -95,107 +109,81 @@ def promote(inputs: PromoteInputs, *, clock: Clock = utc_now, fence: Fence | Non
 
 
 def _promote(
-    inputs: PromoteInputs, run_id: str, calibration: Calibration, clock: Clock, fence: Fence | None
+    inputs: PromoteInputs,
+    judged: Judged,
+    run_id: str,
+    calibration: Calibration,
+    *,
+    clock: Clock,
+    fence: Fence | None,
 ) -> PromotionRef:
-    run, decision = inputs.run, inputs.decision
-    desk = open_desk(run.key, work_dir=run.work_dir, mlflow=inputs.mlflow, settings=inputs.settings, clock=clock)
+    run, decision, settings = inputs.run, inputs.decision, inputs.settings
+    desk = open_desk(run.key, work_dir=run.work_dir, mlflow=inputs.mlflow, settings=settings, clock=clock)
     if run.backfill:
-        return _replayed(desk, inputs, run_id, calibration, fence)
+        return _replayed(desk, judged, run_id, calibration, fence)
     if decision.verdict is not Verdict.PROMOTE:
         against = "; ".join(reason.detail for reason in decision.reasons if reason.verdict is not Verdict.PROMOTE)
         return outcome_of(desk, "REFUSED", version=None, detail=f"verdict {decision.verdict.value}: {against}")
-    record = promotion_record(
-        run,
-        dataset=inputs.dataset,
-        validation=inputs.validation,
-        candidate=inputs.candidate,
-        evaluation=inputs.evaluation,
-        package=inputs.package,
-        decision=decision,
-        calibration=calibration,
-        approver=_APPROVER,
-    )
-    check_loads(Path(inputs.package.package_dir))
-    tags = _tags(inputs, calibration.threshold)
-    version = desk.registry.register(run.key, inputs.package, run_id=run_id, tags=tags, fence=fence).version
-    if inputs.settings.require_approval:
-        detail = f"version {version} is registered and waits for approval"
+    refusal = _answer(inputs) if inputs.approvers else ""
+    version, record = register(desk, judged, calibration, run_id=run_id, fence=fence)
+    if settings.require_approval:
+        refusal = "it waits for approval: `stlm promote`"
+    if refusal:
+        detail = f"version {version} is registered; {refusal}"
         return outcome_of(desk, "REFUSED", version=version, detail=detail)
+    approver, approval = _APPROVER, inputs.approval if inputs.approvers else None
+    if approval is not None:
+        approver, record["approval"] = approval.by, approval.to_json()
+    record["approver"] = approver
+    if inputs.shadow_nights and decision.champion_version is not None:
+        return challenge(desk, version, judged_against=decision.champion_version, by=approver, record=record)
     return promote_version(
         desk,
         version,
         judged_against=decision.champion_version,
         becomes_anchor=decision.becomes_anchor,
-        by=_APPROVER,
+        by=approver,
         reason=f"verdict {decision.verdict.value}",
         record=record,
     )
 
 
 def _replayed(
-    desk: Desk, inputs: PromoteInputs, run_id: str, calibration: Calibration, fence: Fence | None
+    desk: Desk, judged: Judged, run_id: str, calibration: Calibration, fence: Fence | None
 ) -> PromotionRef:
     """Register a replayed night's candidate, for the next night to build on and for a person to promote."""
-    run, verdict = inputs.run, inputs.decision.verdict.value
-    check_loads(Path(inputs.package.package_dir))
-    tags = _tags(inputs, calibration.threshold) | {"stlm.backfill": run.backfill}
-    version = desk.registry.register(run.key, inputs.package, run_id=run_id, tags=tags, fence=fence).version
-    for name in ("stlm.verdict", "stlm.judged_against", "stlm.evaluation_digest"):
-        # Judged again, against a later champion: the version is the same one.
-        desk.board.tag_version(version, name, tags[name])
+    run = judged.run
+    version, record = register(desk, judged, calibration, run_id=run_id, fence=fence)
+    note_verdict(desk, judged, calibration, version, record)
     alias = f"{BACKFILL_ALIAS}{run.backfill}"
     posted = desk.board.read()
     head = None if posted is None else posted.aliases.get(alias)
     head_tags = {} if head is None else desk.board.version_tags(head) or {}
     if head_tags.get("stlm.partition", "") <= run.partition:  # a night that was done before is not the last one
         desk.board.point(alias, version)
-    detail = f"version {version} is night {run.partition} of backfill {run.backfill}, verdict {verdict}"
-    return outcome_of(desk, "REPLAYED", version=version, detail=detail)
+    detail = f"version {version} is night {run.partition} of backfill {run.backfill}"
+    return outcome_of(desk, "REPLAYED", version=version, detail=f"{detail}, verdict {judged.decision.verdict.value}")
 
 
-def _check_binding(inputs: PromoteInputs) -> Calibration:
-    """Everything that the verdict names is what lies here; returns the package's calibration."""
-    package, decision = inputs.package, inputs.decision
-    pairs = {
-        "candidate": (package.candidate_key, decision.candidate_key),
-        "trained candidate": (inputs.candidate.candidate_key, decision.candidate_key),
-        "evaluation": (inputs.evaluation.digest, decision.evaluation_digest),
-        "package": (package.digest, decision.package_digest),
-        "champion": (inputs.evaluation.champion_version, decision.champion_version),
-    }
-    wrong = [f"{what} is {got}, judged was {judged}" for what, (got, judged) in pairs.items() if got != judged]
-    folder = Path(package.package_dir)
-    try:
-        digest = verify_package(folder)
-        if digest != package.digest:
-            wrong.append(f"package {folder} has digest {digest}, expected {package.digest}")
-        calibration = Calibration.from_json((folder / CALIBRATION_FILE).read_text(encoding="utf-8"))
-    except (StlmError, OSError) as error:
-        raise InputError(f"the package to promote is not what was judged: {error}") from error
-    if wrong:
-        raise InputError(f"the verdict is about something else: {'; '.join(wrong)}")
-    return calibration
-
-
-def _tags(inputs: PromoteInputs, threshold: float) -> dict[str, str]:
-    """Where the version comes from; a person who finds it in the registry can go back to every input."""
-    decision = inputs.decision
+def _answer(inputs: PromoteInputs) -> str:
+    """Why people did not let the candidate in; empty where they did."""
+    approval, people = inputs.approval, ", ".join(inputs.approvers)
+    if approval is None:
+        raise InputError(f"{inputs.run.key.slug} is let in by {people}, but nobody was asked")
+    asked, there = (approval.candidate_key, approval.package_digest), inputs.package
+    if asked != (there.candidate_key, there.digest):
+        raise InputError(
+            f"{approval.by or 'nobody'} answered about candidate {asked[0]}, package {asked[1]}; to be promoted is "
+            f"candidate {there.candidate_key}, package {there.digest}"
+        )
+    if approval.answer in {"APPROVED", "REJECTED"} and approval.by not in inputs.approvers:
+        raise InputError(f"{approval.by!r} answered, who is none of {people}")
     return {
-        "stlm.key": inputs.run.key.slug,
-        "stlm.partition": inputs.run.partition,
-        "stlm.data_revision": inputs.dataset.revision,
-        "stlm.data_tag": inputs.dataset.tag,
-        "stlm.dvc_md5": inputs.dataset.dvc_md5,
-        "stlm.validation_digest": inputs.validation.digest,
-        "stlm.parent_version": str(inputs.candidate.parent_version or ""),
-        "stlm.weights_sha256": inputs.candidate.weights_sha256,
-        "stlm.evaluation_digest": inputs.evaluation.digest,
-        "stlm.golden_digest": inputs.evaluation.golden_digest,
-        "stlm.verdict": decision.verdict.value,
-        "stlm.judged_against": str(decision.champion_version or ""),
-        "stlm.bootstrap": str(decision.bootstrap).lower(),
-        "stlm.threshold": repr(threshold),
-    }
+        "APPROVED": "",
+        "REJECTED": f"{approval.by} said no",
+        "TIMED_OUT": f"none of {people} answered in time, which is a no",
+        "NOT_ASKED": f"none of {people} was asked",
+    }[approval.answer]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,11 +6,10 @@ further back, the version must be named.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from components._promotion.candidate import check_version
 from components._promotion.desk import Desk, HeldDesk, open_desk
-from components._promotion.load_check import check_loads
 from components._promotion.standing import Standing, spoken
 from components.adapters.lease import Clock, utc_now
 from components.config import MlflowSettings, PromoteSettings
@@ -129,7 +128,7 @@ def _record(standing: Standing, version: int) -> dict[str, Any]:
 
 def _check(desk: Desk, standing: Standing, target: int) -> None:
     """The version is complete, is what was promoted then, and loads."""
-    package_dir = Path(desk.registry.version(desk.key, target).package_dir)
+    desk.registry.version(desk.key, target)
     record = _record(standing, target)
     registered = (desk.board.version_tags(target) or {}).get("stlm.package_digest")
     if record.get("package_digest") not in (None, registered):
@@ -137,4 +136,5 @@ def _check(desk: Desk, standing: Standing, target: int) -> None:
             f"version {target} of {desk.key.registered_model} is package {registered}, promoted was "
             f"{record['package_digest']}"
         )
-    check_loads(package_dir)
+    # A champion of before may hold no recorded scores; whoever needs it back needs it now.
+    check_version(desk, target, scores_needed=False)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import Context, get_current_context, task
+from airflow.sdk import Context, Param, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from components.config import PipelineConfig, PromoteSettings, ScheduleSettings, load_config
@@ -23,7 +23,19 @@ from components.contracts import Contract, Fence, ModelKey, RunRef
 from components.errors import InputError, TransientError
 from components.night_record import STEPS, StepRecord, begin_step, read_night, write_record
 
-__all__ = ["AIRFLOW_BACKFILL", "CONFIG_VARIABLE", "Json", "Step", "configuration", "current_fence", "failures_of"]
+__all__ = [
+    "AIRFLOW_BACKFILL",
+    "CONFIG_VARIABLE",
+    "Json",
+    "Step",
+    "backfill_of",
+    "by_hand",
+    "configuration",
+    "current_fence",
+    "failures_of",
+    "person_params",
+    "signed",
+]
 
 CONFIG_VARIABLE = "STLM_CONFIG"
 """Environment variable with the path of the configuration; unset: the quick start's."""
@@ -83,9 +95,10 @@ class Step:
         context = get_current_context()
         dag_run, params = context["dag_run"], context["params"]
         partition = _partition(dag_run.partition_key, params.get("partition"))
-        backfill = params.get("backfill") or (AIRFLOW_BACKFILL if dag_run.run_type == "backfill" else "")
         try:
-            return RunRef(key=self._key, partition=partition, work_dir=self._work_dir, backfill=backfill)
+            return RunRef(
+                key=self._key, partition=partition, work_dir=self._work_dir, backfill=backfill_of(context)
+            )
         except ValueError as error:
             raise AirflowFailException(str(error)) from error
 
@@ -129,6 +142,12 @@ class Step:
                 raise
 
 
+def backfill_of(context: Context) -> str:
+    """Name of the backfill that a run belongs to; empty for an ordinary run."""
+    named = context["params"].get("backfill")
+    return str(named) if named else AIRFLOW_BACKFILL if context["dag_run"].run_type == "backfill" else ""
+
+
 def current_fence() -> Fence | None:
     """The fence under which the present step runs; ``None`` where it needs none."""
     return _FENCE.get()
@@ -160,6 +179,57 @@ def _check_order(context: Context, run: RunRef) -> None:
                 f"out of order: night {named[1]} of a backfill of this key is not done yet, and {run.partition} builds "
                 f"on it; create the backfill with max_active_runs 1, and not backwards"
             )
+
+
+def by_hand(schedule: ScheduleSettings, **task_options: Any) -> Callable[[Callable[[Json], Contract]], Any]:
+    """Decorator that turns a function of the trigger form's values into a task; it belongs to no night.
+
+    Args:
+        schedule: How often to try again after an error that may pass.
+        **task_options: Further options of the task.
+
+    Returns:
+        The decorator; calling what it gives makes the task.
+    """
+
+    def decorate(function: Callable[[Json], Contract]) -> Any:
+        def body() -> Json:
+            context = get_current_context()
+            params = dict(context["params"])
+            params["by"] = signed(params["by"], context["dag_run"].triggering_user_name)
+            try:
+                outputs = function(params).to_json()
+            except InputError as error:
+                raise AirflowFailException(f"{function.__name__}: {error}") from error
+            logger.info("task=%s %s", function.__name__, outputs)
+            return outputs
+
+        return task(
+            task_id=function.__name__,
+            doc_md=function.__doc__,
+            multiple_outputs=False,
+            retries=schedule.retries,
+            retry_delay=dt.timedelta(seconds=schedule.retry_delay_s),
+            **task_options,
+        )(body)
+
+    return decorate
+
+
+def signed(by: str, account: str | None) -> str:
+    """Who decides: the name given, and the account that started the run where that is another one."""
+    return by if account in (None, "", by) else f"{by} (account {account})"
+
+
+def person_params(config: PipelineConfig) -> Json:
+    """Parameters of every run in which a person decides: whose model, who, and why; wrong ones start no task."""
+    keys = [model.key.slug for model in config.models]
+    only: Json = {"default": keys[0]} if len(keys) == 1 else {}
+    return {
+        "key": Param(**only, type="string", enum=keys, description="Whose model: product.line.camera."),
+        "reason": Param(type="string", pattern=r"\S", description="Why; kept in the ledger."),
+        "by": Param(type="string", pattern=r"\S", description="Who you are; kept in the ledger."),
+    }
 
 
 def configuration() -> PipelineConfig:

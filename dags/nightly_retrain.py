@@ -8,6 +8,9 @@ but the report and succeeds; a night in which a step failed still writes its rep
 The runs of Airflow's own backfill, and runs with the parameter ``backfill``, replay a night of the data repository
 beside what serves (see "Backfill" in the README): they never move ``champion``, and go one after the other, oldest
 night first. One run at a time holds the model key: a nightly run that does not get it in time is skipped.
+
+Where the key has approvers, the task ``approve`` asks them between gate and promotion; where it has shadow nights, the
+step ``shadow`` scores the challenger beside the champion.
 """
 
 import datetime as dt
@@ -21,6 +24,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from components.config import ModelSettings, PipelineConfig
 from components.contracts import (
     ANCHOR_ALIAS,
+    Approval,
     BatchRef,
     CandidateRef,
     Contract,
@@ -31,10 +35,12 @@ from components.contracts import (
     PackageRef,
     PromotionRef,
     RunRef,
+    ShadowRef,
     ValidationRef,
 )
 from components.night_record import STEPS
 from dags import _replayed as replayed
+from dags._approval import AskApprovers
 from dags._run import Json, Step, configuration, current_fence, failures_of
 
 
@@ -176,6 +182,29 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         )
 
     @step(pool="promotion")
+    def shadow(run: RunRef, dataset: Json, validation: Json) -> Contract:
+        """Score the challenger beside the champion on new normals; after enough nights, let it in or drop it."""
+        from components import shadow as component
+
+        if run.backfill:
+            return ShadowRef(outcome="NO_CHALLENGER", challenger=None, champion=None, detail="a replay has none")
+        return component.shadow(
+            component.ShadowInputs(
+                run=run,
+                dataset=DatasetRef.from_json(dataset),
+                validation=ValidationRef.from_json(validation),
+                dvc_remote=paths.dvc_remote,
+                s3_endpoint_url=paths.s3_endpoint_url,
+                golden=model.golden,
+                mlflow=mlflow,
+                settings=config.promote,
+                nights=model.shadow_nights,
+                min_agreement=model.shadow_min_agreement,
+                max_alarm_rate=model.shadow_alarm_rate,
+            )
+        )
+
+    @step(pool="promotion")
     def promote(
         run: RunRef,
         package: Json,
@@ -184,6 +213,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         validation: Json,
         evaluation: Json,
         candidate: Json,
+        approval: Json | None,
     ) -> Contract:
         """Register the package and move the alias, if and only if the gate said so."""
         from components import promote as component
@@ -199,6 +229,9 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
                 candidate=CandidateRef.from_json(candidate),
                 mlflow=mlflow,
                 settings=config.promote,
+                approvers=model.approvers,
+                approval=None if approval is None else Approval.from_json(approval),
+                shadow_nights=model.shadow_nights,
             ),
             fence=current_fence(),
         )
@@ -213,7 +246,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
             component.ReportInputs(
                 run=run,
                 **fields,
-                failures=failures_of(run, STEPS[:-1]),
+                failures=failures_of(run, (*STEPS[:-1], "shadow", "approve")),
                 golden=model.golden,
                 mlflow=mlflow,
                 settings=config.report,
@@ -260,7 +293,11 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         evaluation = evaluate(candidate, validation)
         package = export(candidate, evaluation, validation)
         decision = gate(evaluation, package)
-        promotion = promote(package, decision, dataset, validation, evaluation, candidate)
+        approval = _approval(model, package, decision) if model.approvers else None
+        promotion = promote(package, decision, dataset, validation, evaluation, candidate, approval)
+        shadowed = [shadow(dataset, validation)] if model.shadow_nights else []
+        # Before the night's own candidate, whose verdict is stale where the challenger takes over.
+        shadowed >> promotion
         page = report(
             collected,
             dataset,
@@ -270,10 +307,24 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
             package,
             decision,
             promotion,
+            *(shadowed or [None]),
         )
         # The report runs whatever happened, so it cannot say how the run ended: this leaf fails where a step failed.
         [promotion, page] >> EmptyOperator(task_id="finish", trigger_rule="none_failed")
     return dag
+
+
+def _approval(model: ModelSettings, package: Any, decision: Any) -> Any:
+    """The question to people, and its answer as an input of what follows."""
+    return AskApprovers(
+        task_id="approve",
+        doc_md="Ask the approvers whether the candidate may take over; no answer in time is a no.",
+        approvers=model.approvers,
+        hours=model.approval_hours,
+        model=model.key.registered_model,
+        package=package,
+        decision=decision,
+    ).output
 
 
 def _report_fields(*outputs: Json | None) -> dict[str, Any]:
@@ -287,6 +338,7 @@ def _report_fields(*outputs: Json | None) -> dict[str, Any]:
         PackageRef,
         GateDecision,
         PromotionRef,
+        ShadowRef,
     )
     names = (
         "dataset",
@@ -296,6 +348,7 @@ def _report_fields(*outputs: Json | None) -> dict[str, Any]:
         "package",
         "decision",
         "promotion",
+        "shadow",
     )
     refs = (None if value is None else kind.from_json(value) for kind, value in zip(kinds, others, strict=True))
     return {"collect": collected} | dict(zip(names, refs, strict=True))

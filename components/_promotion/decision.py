@@ -9,11 +9,11 @@ from components.adapters.aliases import FROZEN_TAG, PREVIOUS_ALIAS, PROMOTED_TAG
 from components.contracts import PromotionRef
 from components.errors import InputError
 
-__all__ = ["Outcome", "outcome_of", "promote_version"]
+__all__ = ["Outcome", "challenge", "outcome_of", "promote_version"]
 
 logger = logging.getLogger(__name__)
 
-Outcome = Literal["PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "FROZEN", "REPLAYED"]
+Outcome = Literal["PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "FROZEN", "CHALLENGER", "REPLAYED"]
 
 
 def promote_version(
@@ -25,6 +25,7 @@ def promote_version(
     by: str,
     reason: str,
     record: Mapping[str, Any],
+    break_glass: bool = False,
 ) -> PromotionRef:
     """Make a version the champion, once, if the champion is still the one that the verdict was against.
 
@@ -36,6 +37,9 @@ def promote_version(
         by: Who lets it in.
         reason: Why.
         record: What shall be known of it for good; its ``partition`` is the night.
+        break_glass: People overrule the gate: a freeze does not hold them up (it stays, so that nights do not follow
+            them), ``judged_against`` is the champion that they saw, and the ledger calls it ``break-glass``. Such a
+            version never becomes the anchor.
 
     Returns:
         What happened: ``PROMOTED``, ``ALREADY_PROMOTED`` (nothing moved), ``STALE_DECISION`` or ``FROZEN``.
@@ -45,12 +49,61 @@ def promote_version(
         TransientError: MLflow or the ledger cannot be reached, another holds the lease for long, or it was lost.
     """
     with desk.held(f"promote {record['partition']}") as held:
-        outcome, detail = _decided(held, version, judged_against)
+        outcome, detail = _decided(held, version, judged_against, heeds_freeze=not break_glass)
         if outcome == "PROMOTED":
             standing = held.standing
-            anchor = version if becomes_anchor or standing.anchor is None else standing.anchor
-            held.move(version, action="promote", anchor=anchor, by=by, reason=reason, record=record)
+            is_best = not break_glass and (becomes_anchor or standing.anchor is None)
+            held.move(
+                version,
+                action="break-glass" if break_glass else "promote",
+                anchor=version if is_best else standing.anchor,
+                by=by,
+                reason=reason,
+                record=record,
+            )
             logger.info("promoted model=%s version=%d from=%s", desk.key.registered_model, version, standing.champion)
+        return outcome_of(desk, outcome, version=version, detail=detail)
+
+
+def challenge(
+    desk: Desk, version: int, *, judged_against: int | None, by: str, record: Mapping[str, Any]
+) -> PromotionRef:
+    """Make a version that passed the gate the challenger, to be scored beside the champion; the champion stays.
+
+    Args:
+        desk: The key's desk.
+        version: A registered version.
+        judged_against: Champion that the verdict was computed against.
+        by: Who let it in.
+        record: What shall be known of it for good; its ``partition`` is the night.
+
+    Returns:
+        ``CHALLENGER``, or why it is none.
+
+    Raises:
+        InputError: The ledger was tampered with, or the champion was deleted from the registry.
+        TransientError: MLflow or the ledger cannot be reached, another holds the lease for long, or it was lost.
+    """
+    with desk.held(f"challenge {record['partition']}") as held:
+        standing = held.standing
+        outcome, detail = _decided(held, version, judged_against, heeds_freeze=True)
+        if outcome == "PROMOTED":
+            outcome, detail = (
+                "CHALLENGER",
+                f"version {version} is scored beside version {standing.champion} from now on",
+            )
+            dropped = standing.dropped.get(version)
+            if dropped is not None:
+                outcome, detail = (
+                    "REFUSED",
+                    f"version {version} was challenger and was dropped: {dropped.body['reason']}",
+                )
+            elif standing.challenger not in (None, version):
+                running = f"version {standing.challenger} is in its shadow nights"
+                outcome, detail = "REFUSED", f"version {version} is registered; {running}"
+            elif standing.challenger is None:
+                facts = {"version": version, "judged_against": judged_against, "record": dict(record)}
+                held.note("challenge", by=by, reason=detail, facts=facts)
         return outcome_of(desk, outcome, version=version, detail=detail)
 
 
@@ -80,7 +133,7 @@ def outcome_of(desk: Desk, outcome: Outcome, *, version: int | None, detail: str
     )
 
 
-def _decided(held: HeldDesk, version: int, judged_against: int | None) -> tuple[Outcome, str]:
+def _decided(held: HeldDesk, version: int, judged_against: int | None, *, heeds_freeze: bool) -> tuple[Outcome, str]:
     standing = held.standing
     champion, commit = standing.champion, standing.commits.get(version)
     if champion == version:
@@ -92,7 +145,7 @@ def _decided(held: HeldDesk, version: int, judged_against: int | None) -> tuple[
     if commit is not None or night is not None:
         return "ALREADY_PROMOTED", f"version {version} was promoted on {night}"
     frozen = standing.frozen_because() or held.posted.tags.get(FROZEN_TAG, "")
-    if frozen:
+    if frozen and heeds_freeze:
         return "FROZEN", f"promotion is frozen: {frozen}"
     if champion is not None and champion in held.lost:
         raise InputError(

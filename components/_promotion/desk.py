@@ -166,7 +166,7 @@ class HeldDesk:
 
         Args:
             champion: The version.
-            action: ``promote`` or ``rollback``; the latter freezes promotion.
+            action: ``promote``, ``break-glass`` or ``rollback``; the last freezes promotion.
             anchor: The anchor afterwards.
             by: Who wants it.
             reason: Why.
@@ -192,13 +192,14 @@ class HeldDesk:
         self._settle()
         return commit
 
-    def note(self, kind: EntryKind, *, by: str, reason: str) -> Entry:
-        """Write an entry that moves nothing, such as ``freeze``.
+    def note(self, kind: EntryKind, *, by: str, reason: str, facts: Mapping[str, Any] | None = None) -> Entry:
+        """Write an entry that moves no champion, such as ``freeze`` or ``challenge``.
 
         Args:
             kind: The entry's kind.
             by: Who.
             reason: Why.
+            facts: What else it says.
 
         Returns:
             The entry.
@@ -208,7 +209,7 @@ class HeldDesk:
             TransientError: Ledger or registry cannot be reached.
         """
         self._board.create()
-        entry = self._append(kind, {"by": by, "reason": reason})
+        entry = self._append(kind, {**(facts or {}), "by": by, "reason": reason})
         self._settle()
         return entry
 

@@ -1,10 +1,12 @@
 """The promotion record: what shall be known for good of a version that became champion."""
 
+import hashlib
 import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
 
+from components._promotion.bill_of_materials import SBOM_FILE
 from components.contracts import (
     CandidateRef,
     DatasetRef,
@@ -33,9 +35,9 @@ def promotion_record(
     package: PackageRef,
     decision: GateDecision,
     calibration: Calibration,
-    approver: str,
+    sbom: bytes,
 ) -> dict[str, Any]:
-    """Everything that led to a promotion, as JSON.
+    """Everything that led to a verdict, as JSON; who let the version in is added when that happens.
 
     Args:
         run: The night.
@@ -46,7 +48,7 @@ def promotion_record(
         package: What is served; its ``lineage.json`` tells of recipe, code, configuration and seed.
         decision: The verdict.
         calibration: The operating threshold.
-        approver: Who let it in.
+        sbom: The bill of materials of this environment.
 
     Returns:
         The record.
@@ -87,7 +89,12 @@ def promotion_record(
             "becomes_anchor": decision.becomes_anchor,
             "reasons": [reason.to_json() for reason in decision.reasons],
         },
-        "approver": approver,
+        "sbom": {
+            "file": SBOM_FILE,
+            "format": "CycloneDX 1.6",
+            "sha256": hashlib.sha256(sbom).hexdigest(),
+            "num_components": len(json.loads(sbom)["components"]),
+        },
         "seconds": {"training": candidate.training_seconds, "onnx_ms_per_image": package.onnx_ms_per_image},
     }
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from components.adapters.aliases import ANCHOR_ALIAS, PREVIOUS_ALIAS
+from components.adapters.aliases import ANCHOR_ALIAS, CHALLENGER_ALIAS, PREVIOUS_ALIAS
 from components.adapters.ledger import Entry
 
 __all__ = ["ROLES", "Standing", "alias_plan", "spoken", "standing_at", "standing_of"]
@@ -33,6 +33,17 @@ class Standing:
     open_intent: Entry | None = None
     """An intent that was neither committed nor aborted: its writer is at it, or died."""
     last_commit: Entry | None = None
+    challenge: Entry | None = None
+    """The entry that made the present challenger one; ``None`` where there is none."""
+    shadows: tuple[Entry, ...] = ()
+    """The nights on which the present challenger was scored beside the champion."""
+    dropped: Mapping[int, Entry] = field(default_factory=dict)
+    """Version -> the entry by which it ceased to be challenger without becoming champion."""
+
+    @property
+    def challenger(self) -> int | None:
+        """The version that is scored beside the champion."""
+        return None if self.challenge is None else int(self.challenge.body["version"])
 
     @property
     def were_champion(self) -> frozenset[int]:
@@ -50,9 +61,28 @@ class Standing:
         """Whether there ever was a champion."""
         return self.last_commit is not None
 
+    @property
+    def break_glass(self) -> Entry | None:
+        """The entry by which people let the champion in without the gate; ``None`` where the gate did."""
+        entry = None if self.champion is None else self.commits.get(self.champion)
+        return entry if entry is not None and entry.body["action"] == "break-glass" else None
+
+    def overruled(self) -> str:
+        """How the glass was broken for the champion, in words; empty where it was not."""
+        entry = self.break_glass
+        if entry is None:
+            return ""
+        body = entry.body
+        verdict = body["record"]["break_glass"]["overruled"]["verdict"]
+        return (
+            f"version {body['champion']} was let in by {body['by']} over a verdict of {verdict}, {entry.at[:16]}Z, "
+            f"entry {entry.seq}: {body['reason']}"
+        )
+
     def aliases(self, champion_alias: str) -> dict[str, int | None]:
         """Where the registry's aliases belong."""
-        return alias_plan({role: getattr(self, role) for role in ROLES[:3]}, champion_alias)
+        plan = alias_plan({role: getattr(self, role) for role in ROLES[:3]}, champion_alias)
+        return plan | {CHALLENGER_ALIAS: self.challenger}
 
     def frozen_because(self) -> str:
         """The freeze in words; empty where there is none."""
@@ -120,7 +150,18 @@ def _commit(standing: Standing, entry: Entry) -> Standing:
         frozen=entry if action == "rollback" else standing.frozen,
         open_intent=None,
         last_commit=entry,
+        challenge=None if champion == standing.challenger else standing.challenge,
+        shadows=() if champion == standing.challenger else standing.shadows,
     )
+
+
+def _challenge(standing: Standing, entry: Entry) -> Standing:
+    return replace(standing, challenge=entry, shadows=(), carried=standing.carried | {int(entry.body["version"])})
+
+
+def _drop(standing: Standing, entry: Entry) -> Standing:
+    dropped = dict(standing.dropped) | {int(entry.body["version"]): entry}
+    return replace(standing, challenge=None, shadows=(), dropped=dropped)
 
 
 _READERS: dict[str, Callable[[Standing, Entry], Standing]] = {
@@ -129,4 +170,7 @@ _READERS: dict[str, Callable[[Standing, Entry], Standing]] = {
     "abort": lambda standing, _: replace(standing, open_intent=None),
     "freeze": lambda standing, entry: replace(standing, frozen=entry),
     "unfreeze": lambda standing, _: replace(standing, frozen=None),
+    "challenge": _challenge,
+    "shadow": lambda standing, entry: replace(standing, shadows=(*standing.shadows, entry)),
+    "drop": _drop,
 }

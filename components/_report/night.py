@@ -13,6 +13,7 @@ from components.contracts import (
     PackageRef,
     PromotionRef,
     RunRef,
+    ShadowRef,
     ValidationRef,
 )
 
@@ -44,6 +45,8 @@ class ReportInputs:
     package: PackageRef | None = None
     decision: GateDecision | None = None
     promotion: PromotionRef | None = None
+    shadow: ShadowRef | None = None
+    """What the night showed of the challenger, where the key has shadow nights."""
     failures: tuple[str, ...] = ()
     """One ``<step>: <message>`` per step that failed."""
     golden: str

@@ -102,9 +102,11 @@ def headline(inputs: ReportInputs, champion: Fact) -> Headline:
     if promotion is not None and promotion.outcome in {"PROMOTED", "ALREADY_PROMOTED"}:
         return _promoted(inputs)
     rest = "There is no champion yet." if champion.value == NO_CHAMPION else "The champion is untouched."
+    if inputs.shadow is not None and inputs.shadow.outcome == "PROMOTED":
+        rest = f"Version {inputs.shadow.champion} took over after its shadow nights."
     if inputs.failures:
         return Headline(tone="bad", badge="FAILED", sentence=f"{_sentence(_short(inputs.failures[0]))} {rest}")
-    if promotion is not None and promotion.outcome in {"STALE_DECISION", "FROZEN"}:
+    if promotion is not None and promotion.outcome in {"STALE_DECISION", "FROZEN", "CHALLENGER"}:
         detail = promotion.detail or "The registry did not take the candidate."
         badge = promotion.outcome.replace("_", " ")
         return Headline(tone="warn", badge=badge, sentence=f"{_sentence(detail)} {rest}")
@@ -172,6 +174,15 @@ def version_fact(version: int | None, note: str = "unchanged") -> Fact:
     return Fact(label="Champion now", value=f"v{version}", note=note)
 
 
+def _challenger(inputs: ReportInputs) -> list[Fact]:
+    """The tile of the version that stands beside the champion, where there is one."""
+    shadow = inputs.shadow
+    if shadow is None or shadow.challenger is None:
+        return []
+    note = shadow.detail or f"scored on {shadow.num_nights} nights so far"
+    return [Fact(label=f"Challenger: {shadow.outcome.lower()}", value=f"v{shadow.challenger}", note=note)]
+
+
 def figures(inputs: ReportInputs, champion: Fact) -> list[Fact]:
     """The handful of figures at the top.
 
@@ -188,7 +199,7 @@ def figures(inputs: ReportInputs, champion: Fact) -> list[Fact]:
         inputs.candidate,
         inputs.evaluation,
     )
-    facts = [champion]
+    facts = [champion, *_challenger(inputs)]
     batch = (collect or {}).get("batch") or {}
     waiting = len((collect or {}).get("waiting") or ())
     if collect is not None:

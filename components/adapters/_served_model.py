@@ -10,6 +10,7 @@ import mlflow.pyfunc
 from mlflow.models import ModelSignature
 
 import stlm
+from stlm.serving.signature import SIGNATURE
 
 __all__ = ["PACKAGE_PATH", "save_served_model"]
 
@@ -17,17 +18,6 @@ PACKAGE_PATH = "artifacts/package"
 """Where the package lies within the MLflow model."""
 _RUNTIME = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow", "torch")
 """What a server needs to load the model; the library itself travels with it."""
-_SIGNATURE = {
-    "inputs": json.dumps([{"type": "any", "name": "image"}]),
-    "outputs": json.dumps(
-        [
-            {"type": "double", "name": "score"},
-            {"type": "long", "name": "label"},
-            {"type": "any", "name": "anomaly_map"},
-        ]
-    ),
-}
-"""A cell of ``image`` may be bytes, base64 or an array (see ``stlm/serving/pyfunc.py``), for which MLflow has "any"."""
 
 
 def save_served_model(package_dir: Path, folder: Path) -> Path:
@@ -52,7 +42,7 @@ def save_served_model(package_dir: Path, folder: Path) -> Path:
             python_model=str(library / "serving" / "pyfunc.py"),
             artifacts={"package": str(staged)},
             code_paths=[str(library)],
-            signature=ModelSignature.from_dict(_SIGNATURE),
+            signature=ModelSignature.from_dict({name: json.dumps(columns) for name, columns in SIGNATURE.items()}),
             pip_requirements=[f"{name}=={_public_version(name)}" for name in _RUNTIME],
         )
     return folder / "model"

@@ -23,7 +23,7 @@ from components.errors import InputError
 
 __all__ = ["Chain", "Entry", "EntryKind", "Ledger", "LedgerBrokenError"]
 
-EntryKind = Literal["intent", "commit", "abort", "freeze", "unfreeze"]
+EntryKind = Literal["intent", "commit", "abort", "freeze", "unfreeze", "challenge", "shadow", "drop"]
 _GENESIS = "0" * 64
 _ENTRY_NAME = re.compile(r"([0-9]{8})\.json")
 _HEAD = re.compile(r"([1-9][0-9]*):([0-9a-f]{64})")

@@ -6,11 +6,13 @@ anyone can see or the whole version. Aliases are moved by ``components/_promotio
 """
 
 import contextlib
+import hashlib
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import mlflow.artifacts
 from filelock import FileLock, Timeout
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 _CANDIDATE_TAG = "stlm.candidate_key"
 _DIGEST_TAG = "stlm.package_digest"
+_ATTACHMENTS = "promotion"
 _LOCK_TIMEOUT_S = 300.0
 
 
@@ -106,6 +109,17 @@ class ModelRegistry:
             InputError: There is no such version, or its package is not what was registered.
             TransientError: MLflow cannot be reached.
         """
+        version = self._version(key, number)
+        with reaching(self._uri):
+            package_dir = self._fetch(version)
+        return ModelRef(
+            name=key.registered_model,
+            version=number,
+            candidate_key=version.tags[_CANDIDATE_TAG],
+            package_dir=str(package_dir),
+        )
+
+    def _version(self, key: ModelKey, number: int) -> ModelVersion:
         name = key.registered_model
         with reaching(self._uri):
             try:
@@ -114,16 +128,113 @@ class ModelRegistry:
                 if has_code(error, RESOURCE_DOES_NOT_EXIST):
                     raise InputError(f"{name} has no version {number}") from error
                 raise
-            missing = [tag for tag in (_CANDIDATE_TAG, _DIGEST_TAG) if tag not in version.tags]
-            if missing:
-                raise InputError(f"{name} version {number} was not registered by promote: no tag {', '.join(missing)}")
-            package_dir = self._fetch(version)
-        return ModelRef(
-            name=name, version=number, candidate_key=version.tags[_CANDIDATE_TAG], package_dir=str(package_dir)
-        )
+        missing = [tag for tag in (_CANDIDATE_TAG, _DIGEST_TAG) if tag not in version.tags]
+        if missing:
+            raise InputError(f"{name} version {number} was not registered by promote: no tag {', '.join(missing)}")
+        return version
+
+    def versions_of(self, key: ModelKey, candidate_key: str) -> list[int]:
+        """Versions of a candidate, oldest first.
+
+        Args:
+            key: Whose model it is.
+            candidate_key: The candidate's key, or how it begins.
+
+        Returns:
+            Their numbers.
+
+        Raises:
+            TransientError: MLflow cannot be reached.
+        """
+        with reaching(self._uri):
+            found = self._client.search_model_versions(f"name = '{key.registered_model}'")
+        versions = (int(v.version) for v in found if str(v.tags.get(_CANDIDATE_TAG, "")).startswith(candidate_key))
+        return sorted(versions)
+
+    def attachment(self, key: ModelKey, number: int, name: str) -> bytes | None:
+        """A file that was registered with a version, verified against the sha256 in the version's tags.
+
+        Args:
+            key: Whose model it is.
+            number: MLflow's version.
+            name: The file's name.
+
+        Returns:
+            Its content; ``None`` where the version was registered without.
+
+        Raises:
+            InputError: There is no such version, or the file is gone or altered.
+            TransientError: MLflow cannot be reached.
+        """
+        version = self._version(key, number)
+        expected = version.tags.get(_attachment_tag(name))
+        if expected is None:
+            return None
+        place = f"{_ATTACHMENTS}/{version.tags[_DIGEST_TAG][:16]}/{name}"
+        with reaching(self._uri), tempfile.TemporaryDirectory(prefix="stlm-attached-") as folder:
+            try:
+                path = mlflow.artifacts.download_artifacts(
+                    run_id=version.run_id, artifact_path=place, dst_path=folder, tracking_uri=self._uri
+                )
+                content = Path(path).read_bytes()
+            except (MlflowException, OSError) as error:
+                raise InputError(f"{key.registered_model} version {number}: {place} cannot be read: {error}") from error
+        sha256 = hashlib.sha256(content).hexdigest()
+        if sha256 != expected:
+            raise InputError(
+                f"{key.registered_model} version {number}: {place} is altered (sha256 {sha256}, expected {expected})"
+            )
+        return content
+
+    def attach(self, key: ModelKey, number: int, attachments: Mapping[str, bytes]) -> None:
+        """Replace files that were registered with a version.
+
+        Args:
+            key: Whose model it is.
+            number: MLflow's version.
+            attachments: Files by name.
+
+        Raises:
+            InputError: There is no such version.
+            TransientError: MLflow cannot be reached.
+        """
+        version = self._version(key, number)
+        with reaching(self._uri):
+            sums = self._attach(version.tags[_DIGEST_TAG], str(version.run_id), attachments)
+            for tag, sha256 in sums.items():
+                self._client.set_model_version_tag(version.name, version.version, tag, sha256)
+
+    def model_file(self, key: ModelKey, number: int, into: Path) -> None:
+        """Fetch a version's ``MLmodel``, which says what it takes and gives, without the rest of it.
+
+        Args:
+            key: Whose model it is.
+            number: MLflow's version.
+            into: A folder.
+
+        Raises:
+            InputError: There is no such version, or it has no such file.
+            TransientError: MLflow cannot be reached.
+        """
+        version = self._version(key, number)
+        with reaching(self._uri):
+            uri = self._client.get_model_version_download_uri(version.name, version.version).rstrip("/")
+            try:
+                mlflow.artifacts.download_artifacts(
+                    artifact_uri=f"{uri}/MLmodel", dst_path=str(into), tracking_uri=self._uri
+                )
+            except (MlflowException, OSError) as error:
+                raise InputError(f"{uri}/MLmodel cannot be read: {error}") from error
 
     def register(
-        self, key: ModelKey, package: PackageRef, *, run_id: str, tags: Mapping[str, str], fence: Fence | None = None
+        self,
+        key: ModelKey,
+        package: PackageRef,
+        *,
+        run_id: str,
+        tags: Mapping[str, str],
+        attachments: Mapping[str, bytes] | None = None,
+        fence: Fence | None = None,
     ) -> ModelRef:
         """The version of this package; made, and its files uploaded to the run, unless it is there already.
 
@@ -132,6 +243,7 @@ class ModelRegistry:
             package: A sealed package.
             run_id: MLflow run that keeps the files.
             tags: Written with a new version; identity tags are added.
+            attachments: Files kept beside a new version's model, by name; their sha256 become tags.
             fence: Of the writer; the registry refuses a lower one than it has seen.
 
         Returns:
@@ -145,10 +257,11 @@ class ModelRegistry:
             version = self._find(key, package)
             if version is None:
                 source = self._upload(package, run_id)
+                sums = self._attach(package.digest, run_id, attachments or {})
                 self.aliases(key).create()
                 if fence is not None:
                     self._admit(key, fence)
-                version = self._create_version(key, package, source=source, run_id=run_id, tags=tags)
+                version = self._create_version(key, package, source=source, run_id=run_id, tags={**tags, **sums})
                 logger.info("registered model=%s version=%s", version.name, version.version)
         return self.version(key, int(version.version))
 
@@ -206,6 +319,16 @@ class ModelRegistry:
             self._client.log_artifacts(run_id, str(model), place)
         return f"{str(self._client.get_run(run_id).info.artifact_uri).rstrip('/')}/{place}"
 
+    def _attach(self, digest: str, run_id: str, attachments: Mapping[str, bytes]) -> dict[str, str]:
+        """Put files among the run's artifacts; tag -> sha256."""
+        if not attachments:
+            return {}
+        with tempfile.TemporaryDirectory(prefix="stlm-attached-") as folder:
+            for name, content in attachments.items():
+                (Path(folder) / name).write_bytes(content)
+            self._client.log_artifacts(run_id, folder, f"{_ATTACHMENTS}/{digest[:16]}")
+        return {_attachment_tag(name): hashlib.sha256(content).hexdigest() for name, content in attachments.items()}
+
     def _create_version(
         self, key: ModelKey, package: PackageRef, *, source: str, run_id: str, tags: Mapping[str, str]
     ) -> ModelVersion:
@@ -221,11 +344,15 @@ class ModelRegistry:
         return folder
 
 
-def open_registry(mlflow: MlflowSettings, run: RunRef) -> ModelRegistry:
+def _attachment_tag(name: str) -> str:
+    return f"stlm.{name.partition('.')[0]}_sha256"
+
+
+def open_registry(settings: MlflowSettings, run: RunRef) -> ModelRegistry:
     """The registry, with the cache of packages below ``work_dir`` that all steps share.
 
     Args:
-        mlflow: Where it is.
+        settings: Where it is.
         run: Any night; all share one cache.
 
     Returns:
@@ -234,4 +361,4 @@ def open_registry(mlflow: MlflowSettings, run: RunRef) -> ModelRegistry:
     Raises:
         TransientError: MLflow cannot be reached.
     """
-    return ModelRegistry(mlflow.tracking_uri, Path(run.work_dir) / "models")
+    return ModelRegistry(settings.tracking_uri, Path(run.work_dir) / "models")

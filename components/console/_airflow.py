@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -39,7 +40,14 @@ class LocalAirflow:
 
 
 def start_airflow(
-    programs: Programs, home: Path, config: Path, *, api_port: int, scheduled: bool, with_triggerer: bool
+    programs: Programs,
+    home: Path,
+    config: Path,
+    *,
+    api_port: int,
+    scheduled: bool,
+    with_triggerer: bool,
+    people: Sequence[str] = (),
 ) -> LocalAirflow:
     """Bring Airflow up on loopback, with its pools.
 
@@ -50,6 +58,7 @@ def start_airflow(
         api_port: Port of the API server and web interface.
         scheduled: Whether nights start by the clock.
         with_triggerer: Whether deferred tasks can wake up.
+        people: Who has an account beside ``admin``.
 
     Returns:
         The running Airflow.
@@ -57,7 +66,7 @@ def start_airflow(
     Raises:
         TransientError: A process ended, or Airflow was not healthy in time.
     """
-    env = airflow_environment(home, config, api_port=api_port, scheduled=scheduled)
+    env = airflow_environment(home, config, api_port=api_port, scheduled=scheduled, people=people)
     _migrate(home, env)
     commands = {
         "api-server": ["--host", "127.0.0.1", "--port", str(api_port)],
@@ -78,9 +87,9 @@ def start_airflow(
     return LocalAirflow(url, api, programs, home)
 
 
-def password(home: Path) -> str:
-    """The generated password of the user ``admin``."""
-    return str(json.loads((home / "passwords.json").read_text(encoding="utf-8"))["admin"])
+def password(home: Path, user: str = "admin") -> str:
+    """The generated password of a user."""
+    return str(json.loads((home / "passwords.json").read_text(encoding="utf-8"))[user])
 
 
 def _migrate(home: Path, env: dict[str, str]) -> None:

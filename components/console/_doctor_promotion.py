@@ -6,6 +6,7 @@ from pathlib import Path
 
 from components._promotion.desk import Desk
 from components._promotion.standing import spoken, standing_of
+from components.adapters.aliases import CHALLENGER_ALIAS
 from components.adapters.ledger import LedgerBrokenError
 from components.config import ModelSettings
 from components.console._ledger import desk_of
@@ -24,6 +25,7 @@ def promotion_checks(workspace: Workspace, model: ModelSettings) -> Iterator[tup
     slug = model.key.slug
     yield f"ledger of {slug}", lambda: _ledger(desk_of(workspace, model))
     yield f"aliases of {slug}", lambda: _aliases(desk_of(workspace, model))
+    yield f"way in of {slug}", lambda: _way_in(desk_of(workspace, model))
     yield f"lease of {slug}", lambda: _lease(desk_of(workspace, model))
     yield f"yardstick of {slug}", partial(_yardstick, workspace, model)
 
@@ -59,7 +61,20 @@ def _aliases(desk: Desk) -> str:
             if standing.champion in gone
             else _RECONCILE,
         )
-    return ", ".join(f"{name} {spoken(version)}" for name, version in plan.items())
+    return ", ".join(f"{n} {spoken(version)}" for n, version in plan.items() if version or n != CHALLENGER_ALIAS)
+
+
+def _way_in(desk: Desk) -> str:
+    standing = standing_of(desk.look()[0].entries)
+    if standing.break_glass is not None:
+        raise ProblemError(
+            what=f"BREAK-GLASS: {standing.overruled()}",
+            remedy="let a night's candidate that passes the gate replace it, or take it back with `stlm rollback`",
+        )
+    if standing.champion is None:
+        return "nobody was let in yet"
+    entry = standing.commits.get(standing.champion)
+    return f"{spoken(standing.champion)} by {'a roll-back' if entry is None else entry.body['by']}"
 
 
 def _lease(desk: Desk) -> str:

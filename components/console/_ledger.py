@@ -119,6 +119,10 @@ def last_lines(workspace: Workspace, model: ModelSettings, *, limit: int) -> lis
     standing = standing_of(chain.entries)
     frozen = standing.frozen_because() or posted.tags.get(FROZEN_TAG, "")
     lines = [f"promotion is frozen: {frozen}"] if frozen else []
+    if standing.break_glass is not None:
+        lines.append(f"BREAK-GLASS: {standing.overruled()}")
+    if standing.challenger is not None:
+        lines.append(f"challenger: version {standing.challenger}, scored on {len(standing.shadows)} nights so far")
     return lines + [_entry_line(entry) for entry in chain.entries[-limit:]]
 
 
@@ -130,6 +134,8 @@ def _entry_line(entry: Entry) -> str:
         text += f"  {body['action']} {spoken(body['from'])} -> {spoken(body['champion'])}, by {body['by']}"
     elif entry.kind == "abort":
         text += f"  of entry {body['intent']}"
+    elif entry.kind in ("challenge", "shadow", "drop"):
+        text += f"  version {body['version']}, by {body['by']}"
     else:
         text += f"  by {body['by']}"
     return f"{text}: {body['reason']}"
@@ -144,5 +150,6 @@ def _facts(standing: Standing, record: dict[str, object]) -> list[tuple[str, obj
         ("previous", standing.previous),
         ("anchor", standing.anchor),
         ("frozen", standing.frozen_because() or None),
+        ("BREAK-GLASS", standing.overruled() or None),
     ]
     return [(label, value) for label, value in found if value is not None]

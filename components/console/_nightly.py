@@ -73,8 +73,11 @@ def _run(workspace: Workspace, runs: list[RunRef], *, feed: bool, port: int) -> 
             api_port=port,
             scheduled=False,
             with_triggerer=False,
+            people=workspace.approvers,
         )
         airflow.wait_for_dag(dag_id)
+        if workspace.approvers:
+            print(f"Approvers answer at {airflow.url}; their passwords are in {workspace.airflow_home}/passwords.json")
         print(f"Airflow is up at {airflow.url} after {elapsed(time.monotonic() - started)}", flush=True)
         airflow.api.pause(dag_id, False)
         try:

@@ -45,7 +45,7 @@ def watch(airflow: LocalAirflow, dag_id: str, run_id: str) -> str:
         airflow.check()
         run = airflow.api.run(dag_id, run_id) or {}
         tasks = {task["task_id"]: task for task in airflow.api.task_instances(dag_id, run_id)}
-        for step in STEPS:
+        for step in (*STEPS, *(task_id for task_id in tasks if task_id not in STEPS and task_id != "finish")):
             task = tasks.get(step) or {}
             state = (str(task.get("state")), int(task.get("try_number") or 0))
             if told.get(step) == state:
@@ -72,6 +72,8 @@ def _change(task: dict[str, Any]) -> str:
         return f"FAILED, will be tried again (try {task.get('try_number')})"
     if state == "failed":
         return "FAILED"
+    if state == "awaiting_input":
+        return "waits for a person's answer: Required Actions in Airflow's web interface"
     return {"skipped": "skipped", "upstream_failed": "not reached"}.get(str(state), "")
 
 

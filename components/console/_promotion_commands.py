@@ -45,6 +45,20 @@ def _reconcile(workspace: Workspace, args: argparse.Namespace) -> int:
     return reconcile(workspace, key=args.key)
 
 
+def _promote(workspace: Workspace, args: argparse.Namespace) -> int:
+    from components.console._letting_in import promote
+
+    return promote(
+        workspace,
+        key=args.key,
+        candidate=args.candidate,
+        reason=args.reason,
+        by=args.by,
+        break_glass=args.break_glass,
+        second=args.second,
+    )
+
+
 def _rollback(workspace: Workspace, args: argparse.Namespace) -> int:
     from components.console._taking_back import rollback
 
@@ -93,6 +107,11 @@ def add_promotion_commands(command: _Adder, at_least_one: Callable[[str], int]) 
     action("verify", _verify, "Check that no entry was edited, removed or reordered.")
     action("reconcile", _reconcile, "Finish or undo what a crash left; put the aliases where the ledger says.")
 
+    promote = command("promote", _promote, "A candidate takes over by hand: the gate's verdict, or two people.")
+    promote.add_argument("candidate", metavar="VERSION", help="the version, or 12 hex digits of a candidate's key")
+    _person(promote)
+    promote.add_argument("--break-glass", action="store_true", help="without a verdict of PROMOTE; needs --second")
+    promote.add_argument("--second", default="", help="who agreed to break the glass; kept in the ledger")
     rollback = command("rollback", _rollback, "An earlier champion serves again; freezes promotion.")
     rollback.add_argument("--to", type=at_least_one, metavar="VERSION", help="the version (the champion before)")
     _person(rollback)

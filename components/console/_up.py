@@ -39,9 +39,17 @@ def up(workspace: Workspace, *, airflow_port: int, mlflow_port: int) -> int:
         if own_mlflow:
             _start_mlflow(workspace, programs, mlflow_port)
         airflow = start_airflow(
-            programs, home, workspace.config_path, api_port=airflow_port, scheduled=True, with_triggerer=True
+            programs,
+            home,
+            workspace.config_path,
+            api_port=airflow_port,
+            scheduled=True,
+            with_triggerer=True,
+            people=workspace.approvers,
         )
         print(f"Airflow  {airflow.url}   user admin, password {password(home)}")
+        for name in workspace.approvers:
+            print(f"         {airflow.url}   approver {name}, password {password(home, name)}")
         print(f"MLflow   {f'http://127.0.0.1:{mlflow_port}' if own_mlflow else tracking}")
         print("Ctrl-C, or `stlm down` elsewhere, ends both.", flush=True)
         try:

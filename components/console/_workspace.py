@@ -37,6 +37,11 @@ class Workspace:
         scheme, _, database = self.config.mlflow.tracking_uri.partition(":///")
         return scheme != "sqlite" or Path(database).exists()
 
+    @property
+    def approvers(self) -> tuple[str, ...]:
+        """Everybody who lets candidates in, of all keys."""
+        return tuple(sorted({name for model in self.config.models for name in model.approvers}))
+
     def model(self, slug: str) -> ModelSettings:
         """The model of a key, or the only one where ``slug`` is empty; ``InputError`` names the choice."""
         if slug:

@@ -6,6 +6,8 @@
 ``model.onnx``         the same model, preprocessing included
 ``calibration.json``   the operating threshold and where it comes from
 ``golden.json``        digest of the golden set that the model was judged on
+``signature.json``     what a server takes and gives, see ``signature.py``
+``probe.json``         scores of some golden images, which lie in ``probe/``, see ``probe.py``
 ``manifest.json``      sha256 of every other file; its own sha256 is the package's digest
 =====================  =================================================================
 

@@ -123,8 +123,10 @@ def test_step_modules_that_are_named_exist() -> None:
 
 
 def test_the_sample_configuration_is_one(tmp_path: Path) -> None:
-    sample, zero_shot, _, teacher = blocks(README, "toml")
+    sample, people, zero_shot, _, teacher = blocks(README, "toml")
     path = tmp_path / "factory.toml"
+    path.write_text(sample.partition("[[models]]")[0] + people, encoding="utf-8")
+    assert load_config(path).model("gearbox.line2.top").approvers == ("ada", "bob")
     path.write_text(f"{sample}\n{zero_shot}\n{teacher}".replace("<64 hex digits>", "0" * 64), encoding="utf-8")
 
     config = load_config(path)
@@ -137,7 +139,7 @@ def test_the_sample_configuration_is_one(tmp_path: Path) -> None:
 
 def test_the_sample_prompt_file_is_one(tmp_path: Path) -> None:
     path = tmp_path / "gearbox.toml"
-    path.write_text(blocks(README, "toml")[2], encoding="utf-8")
+    path.write_text(blocks(README, "toml")[3], encoding="utf-8")
 
     assert list(load_prompts(path).anomalous) == ["damage", "rust"]
 

@@ -63,6 +63,13 @@ def test_addresses_are_left_alone(tmp_path: Path, uri: str) -> None:
         ('product = "tiles"', 'product = "Tiles"', r"product must be lower-case letters"),
         ("[gate]", "[gate]\nalpha = 0.5", r"alpha must be within \(0, 0\.5\), got 0\.5"),
         ("[[models]]", "[models]", r"models: expected a list"),
+        ('recipe = "tiny"', 'approvers = ["ada", "ada"]', r"approvers: a name stands there twice"),
+        ('recipe = "tiny"', 'approvers = [" "]', r"approvers must have names"),
+        ('recipe = "tiny"', 'approvers = ["ada:admin"]', r"approvers: no name holds ':' or ','"),
+        ('recipe = "tiny"', "approval_hours = 0.0", r"approval_hours must be positive, got 0\.0"),
+        ('recipe = "tiny"', "shadow_nights = -1", r"shadow_nights must not be negative, got -1"),
+        ('recipe = "tiny"', "shadow_alarm_rate = 1.5", r"shadow_alarm_rate must be within \[0, 1\], got 1\.5"),
+        ("parity_images = 4", "probe_images = 0", r"probe_images must be at least 1, got 0"),
         ("[report]", "[report", r"pipeline\.toml"),
     ],
 )

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from components._promotion.load_check import check_loads
 from components.config import ExportSettings
 from components.contracts import CandidateRef, EvaluationRef, ModelRef, to_json
 from components.errors import InputError
 from components.export import ExportInputs, _spread, export
 from stlm.data.layout import read_golden_set
+from stlm.data.transforms import preprocess, read_image
 from stlm.serving.package import verify_package
 from stlm.serving.predictor import OnnxPredictor
-from tests.helpers.model_package import calibration, night, write_candidate, write_package
+from tests.helpers.model_package import calibration, night, tiny_model, write_candidate, write_package
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +35,17 @@ def write_golden(root: Path, classes: dict[str, int]) -> Path:
     return root
 
 
+def write_scores(path: Path, golden: Path) -> None:
+    """What evaluate gives the candidate."""
+    items = read_golden_set(golden).items
+    pictures = [torch.tensor(read_image(item.path)[None]) for item in items]
+    model = tiny_model()
+    with torch.inference_mode():
+        scores = [model(preprocess(picture, model.image_size)).score.item() for picture in pictures]
+    names = [str(item.path.relative_to(golden)) for item in items]
+    np.savez_compressed(path, paths=np.array(names), candidate_scores=np.array(scores, np.float32))
+
+
 @pytest.fixture
 def inputs(tmp_path: Path) -> ExportInputs:
     golden = write_golden(tmp_path / "golden", {"good": 5, "scratch": 4, "hole": 1})
@@ -40,6 +54,7 @@ def inputs(tmp_path: Path) -> ExportInputs:
     (evaluation_dir / "report.json").write_text("{}")
     (evaluation_dir / "calibration.json").write_text(calibration(0.5).to_json())
     sha256 = write_candidate(tmp_path / "candidate")
+    write_scores(evaluation_dir / "scores.npz", golden)
     return ExportInputs(
         run=night(tmp_path / "work"),
         candidate=CandidateRef(
@@ -55,7 +70,7 @@ def inputs(tmp_path: Path) -> ExportInputs:
         ),
         evaluation=EvaluationRef(
             report_path=str(evaluation_dir / "report.json"),
-            scores_path="",
+            scores_path=str(evaluation_dir / "scores.npz"),
             digest="e" * 64,
             golden_digest=read_golden_set(golden).digest,
             candidate_key="c" * 64,
@@ -65,7 +80,7 @@ def inputs(tmp_path: Path) -> ExportInputs:
             champion_metrics={},
         ),
         golden=str(golden),
-        settings=ExportSettings(parity_images=6),
+        settings=ExportSettings(parity_images=6, probe_images=6),
     )
 
 
@@ -81,8 +96,12 @@ def test_package_holds_everything_serving_needs_and_agrees_with_the_model(inputs
         "manifest.json",
         "model.onnx",
         "model.safetensors",
+        "probe",
+        "probe.json",
         "replay.json",
+        "signature.json",
     }
+    assert check_loads(folder, scores_needed=True) == 6
     assert verify_package(folder) == package.digest
     assert OnnxPredictor(folder).threshold == 0.5
     assert package.error == ""
@@ -91,7 +110,7 @@ def test_package_holds_everything_serving_needs_and_agrees_with_the_model(inputs
     assert package.max_score_difference < 1e-4
     assert json.loads((folder / "golden.json").read_text()) == {"digest": inputs.evaluation.golden_digest}
     assert package.champion_ms_per_image is None
-    assert package.size_bytes == sum(path.stat().st_size for path in folder.iterdir())
+    assert package.size_bytes == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def test_the_champions_exported_file_is_timed_in_the_same_run(inputs: ExportInputs, tmp_path: Path) -> None:

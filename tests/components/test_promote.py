@@ -1,6 +1,7 @@
 """Only what the gate blessed takes over, byte for byte, and doing it again changes nothing."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,13 @@ from mlflow import MlflowClient
 from components.adapters.registry import open_registry
 from components.adapters.tracking import open_run
 from components.config import MlflowSettings, PromoteSettings
-from components.contracts import Verdict
+from components.contracts import Approval, Verdict
 from components.errors import InputError, TransientError
-from components.promote import promote
+from components.promote import PromoteInputs, promote
 from stlm.serving.package import seal_package
 from stlm.serving.predictor import OnnxPredictor
 from tests.helpers.model_package import KEY, new_mlflow
-from tests.helpers.promotion import inputs_for
+from tests.helpers.promotion import inputs_for, new_desk
 
 NAME = KEY.registered_model
 
@@ -23,6 +24,22 @@ NAME = KEY.registered_model
 @pytest.fixture
 def mlflow(tmp_path: Path) -> MlflowSettings:
     return new_mlflow(tmp_path / "mlflow")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first night's candidate was promoted."""
+    root = tmp_path_factory.mktemp("template")
+    promote(inputs_for(root, new_mlflow(root / "mlflow")))
+    return root
+
+
+@pytest.fixture
+def first_night(template: Path, tmp_path: Path, mlflow: MlflowSettings) -> MlflowSettings:
+    """The same in this test's folders."""
+    shutil.copyfile(template / "mlflow" / "mlflow.db", tmp_path / "mlflow" / "mlflow.db")
+    shutil.copytree(template / "work", tmp_path / "work")
+    return mlflow
 
 
 @pytest.fixture
@@ -83,30 +100,24 @@ def test_without_a_blessing_nothing_is_registered_and_the_step_succeeds(
     assert client.get_run(open_run(mlflow, inputs.run)).data.tags["stlm.verdict"] == verdict.value
 
 
-def test_a_refused_night_names_the_champion_that_stays(tmp_path: Path, mlflow: MlflowSettings) -> None:
-    promote(inputs_for(tmp_path, mlflow))
-
-    outcome = promote(inputs_for(tmp_path, mlflow, seed=1, champion=1, verdict=Verdict.REJECT))
+def test_a_refused_night_names_the_champion_that_stays(tmp_path: Path, first_night: MlflowSettings) -> None:
+    outcome = promote(inputs_for(tmp_path, first_night, seed=1, champion=1, verdict=Verdict.REJECT))
 
     assert (outcome.outcome, outcome.champion_version) == ("REFUSED", 1)
 
 
-def test_a_verdict_against_a_former_champion_moves_nothing(tmp_path: Path, mlflow: MlflowSettings) -> None:
-    promote(inputs_for(tmp_path, mlflow))
-
-    outcome = promote(inputs_for(tmp_path, mlflow, seed=1, champion=None))
+def test_a_verdict_against_a_former_champion_moves_nothing(tmp_path: Path, first_night: MlflowSettings) -> None:
+    outcome = promote(inputs_for(tmp_path, first_night, seed=1, champion=None))
 
     assert (outcome.outcome, outcome.version, outcome.champion_version) == ("STALE_DECISION", 2, 1)
 
 
 def test_a_key_frozen_by_hand_in_mlflow_keeps_its_champion(
-    tmp_path: Path, mlflow: MlflowSettings, client: MlflowClient
+    tmp_path: Path, first_night: MlflowSettings, client: MlflowClient
 ) -> None:
-    first = inputs_for(tmp_path, mlflow)
-    promote(first)
     client.set_registered_model_tag(NAME, "stlm.frozen", "line is being rebuilt")
 
-    outcome = promote(inputs_for(tmp_path, mlflow, seed=1, champion=1))
+    outcome = promote(inputs_for(tmp_path, first_night, seed=1, champion=1))
 
     assert (outcome.outcome, outcome.version, outcome.champion_version) == ("FROZEN", 2, 1)
     assert "line is being rebuilt" in outcome.detail
@@ -119,6 +130,65 @@ def test_where_approval_is_required_the_version_waits(tmp_path: Path, mlflow: Ml
 
     assert (outcome.outcome, outcome.version, outcome.champion_version) == ("REFUSED", 1, None)
     assert "waits for approval" in outcome.detail
+
+
+def _asked(inputs: PromoteInputs, **said: str) -> PromoteInputs:
+    about = {"candidate_key": inputs.package.candidate_key, "package_digest": inputs.package.digest}
+    approval = Approval(**(about | {"answer": "APPROVED", "by": "ada", "at": "2026-11-01T08:00:00+00:00"} | said))  # type: ignore[arg-type]
+    return dataclasses.replace(inputs, approvers=("ada", "bob"), approval=approval)
+
+
+def test_a_candidate_that_an_approver_let_in_is_promoted_under_that_name(
+    tmp_path: Path, mlflow: MlflowSettings
+) -> None:
+    inputs = _asked(inputs_for(tmp_path, mlflow))
+
+    assert promote(inputs).outcome == "PROMOTED"
+
+    desk = new_desk(tmp_path / "work", mlflow)
+    body = desk.look()[0].entries[-1].body
+    assert (body["by"], body["record"]["approver"]) == ("ada", "ada")
+    assert body["record"]["approval"]["package_digest"] == inputs.package.digest
+
+
+@pytest.mark.parametrize(
+    ("said", "detail"),
+    [
+        ({"answer": "TIMED_OUT", "by": ""}, "none of ada, bob answered in time, which is a no"),
+        pytest.param({"answer": "REJECTED"}, "ada said no", marks=pytest.mark.slow),
+        pytest.param({"answer": "NOT_ASKED", "by": ""}, "none of ada, bob was asked", marks=pytest.mark.slow),
+    ],
+)
+def test_without_a_yes_the_champion_is_untouched_and_the_step_succeeds(
+    tmp_path: Path, mlflow: MlflowSettings, client: MlflowClient, said: dict[str, str], detail: str
+) -> None:
+    outcome = promote(_asked(inputs_for(tmp_path, mlflow), **said))
+
+    assert (outcome.outcome, outcome.version, outcome.champion_version) == ("REFUSED", 1, None)
+    assert outcome.detail == f"version 1 is registered; {detail}"
+    assert client.get_registered_model(NAME).aliases == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ({"candidate_key": "0" * 64}, r"ada answered about candidate 0{64}, package \w+; to be promoted is candidate"),
+        ({"package_digest": "0" * 64}, r"ada answered about candidate \w+, package 0{64}; to be promoted is candidate"),
+        ({"by": "eve"}, r"'eve' answered, who is none of ada, bob"),
+    ],
+)
+def test_a_yes_to_something_else_or_by_somebody_else_is_bad_input(
+    tmp_path: Path, mlflow: MlflowSettings, client: MlflowClient, said: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        promote(_asked(inputs_for(tmp_path, mlflow), **said))
+    assert client.search_registered_models() == []
+
+
+def test_where_people_let_in_and_nobody_was_asked_nothing_is_promoted(tmp_path: Path, mlflow: MlflowSettings) -> None:
+    inputs = dataclasses.replace(inputs_for(tmp_path, mlflow), approvers=("ada",))
+    with pytest.raises(InputError, match="is let in by ada, but nobody was asked"):
+        promote(inputs)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ recipe = "tiny"
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two versions of a real package, registered in a fresh MLflow."""
+    """Two versions of a real package, registered in a fresh MLflow: 1, then 2 was promoted."""
     root = tmp_path_factory.mktemp("template")
     mlflow = new_mlflow(root / "mlflow")
     world = make_tiny_world(root)
@@ -47,6 +47,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     client.create_model_version(
         NAME, str(first.source), run_id=run_id, tags=dict(first.tags) | {"stlm.candidate_key": "2" * 64}
     )
+    digest, package = read_golden_set(root / "golden").digest, first.tags["stlm.package_digest"]
+    for version, night in ((1, "2026-03-01"), (2, "2026-03-02")):
+        make_champion(desk, version, partition=night, golden_digest=digest, package_digest=package)
     return root
 
 
@@ -91,12 +94,8 @@ def console(template: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     world = make_tiny_world(root)
     (root / "mlflow").mkdir()
     (root / "mlflow" / "mlflow.db").write_bytes((template / "mlflow" / "mlflow.db").read_bytes())
-    console = Console(world, capsys)
-    digest = read_golden_set(root / "golden").digest
-    for version, night in ((1, "2026-03-01"), (2, "2026-03-02")):
-        package = console.client.get_model_version(NAME, str(version)).tags["stlm.package_digest"]
-        make_champion(console.desk, version, partition=night, golden_digest=digest, package_digest=package)
-    return console
+    shutil.copytree(template / "work", root / "work")
+    return Console(world, capsys)
 
 
 def test_a_roll_back_takes_a_minute_at_most_and_freezes_promotion(console: Console) -> None:
@@ -215,7 +214,11 @@ def test_of_several_keys_one_must_be_named_and_anothers_versions_are_refused(con
         EXIT_INPUT_ERROR,
         "stlm: which model key? give one with --key: tiles.line1.cam1, bolts.line1.cam1\n",
     )
-    for arguments in (["rollback", "--to", "2", "--reason", "x"], ["delete-version", "2"]):
+    for arguments in (
+        ["rollback", "--to", "2", "--reason", "x"],
+        ["promote", "2", "--reason", "x"],
+        ["delete-version", "2"],
+    ):
         code, _, err = console.run(*arguments, "--key", "bolts.line1.cam1")
         assert code == EXIT_INPUT_ERROR
         assert "stlm.bolts.line1.cam1 has no" in err
@@ -223,25 +226,26 @@ def test_of_several_keys_one_must_be_named_and_anothers_versions_are_refused(con
     assert console.aliases == {"champion": 2, "previous": 1, "anchor": 1}
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["ledger", "verify"],
-        ["ledger", "show"],
-        ["ledger", "reconcile"],
-        ["rollback", "--reason", "x"],
-        ["freeze", "--reason", "x"],
-        ["delete-version", "1"],
-    ],
-)
-def test_a_corrupted_ledger_stops_every_command_in_one_line(console: Console, arguments: list[str]) -> None:
+def test_a_corrupted_ledger_stops_every_command_in_one_line(console: Console) -> None:
     path = console.ledger / "00000002.json"
     path.write_bytes(path.read_bytes().replace(b"verdict PROMOTE", b"verdict of Eve.."))
     before = console.state()
-    code, out, err = console.run(*arguments)
-    assert (code, out, console.state()) == (EXIT_INPUT_ERROR, "", before)
-    assert "entry 3 or 2 is altered" in err
-    assert err.count("\n") == 1
+    for arguments in (
+        ["ledger", "verify"],
+        ["ledger", "show"],
+        ["ledger", "at", "2026-05-01T03:00"],
+        ["ledger", "reconcile"],
+        ["rollback", "--reason", "x"],
+        ["freeze", "--reason", "x"],
+        ["unfreeze", "--reason", "x"],
+        ["promote", "1", "--reason", "x"],
+        ["promote", "1", "--reason", "x", "--by", "Ada", "--break-glass", "--second", "Bob"],
+        ["delete-version", "1"],
+    ):
+        code, out, err = console.run(*arguments)
+        assert (code, out, console.state()) == (EXIT_INPUT_ERROR, "", before), arguments
+        assert "entry 3 or 2 is altered" in err
+        assert err.count("\n") == 1
 
 
 def test_a_target_that_is_not_what_was_promoted_or_does_not_load_is_not_served(console: Console) -> None:
@@ -293,15 +297,28 @@ def test_an_unreachable_registry_or_ledger_is_worth_a_retry_in_one_line(
     path, before = console.world.config_path, console.state()
     text = path.read_text()
     nowhere = "http://127.0.0.1:9"
-    for broken in (
-        text.replace("sqlite:///mlflow/mlflow.db", nowhere),
-        text.replace("[report]", f'[promote]\nledger = "s3://gone"\nledger_endpoint_url = "{nowhere}"\n\n[report]'),
+    commands = [
+        ["rollback", "--reason", "x"],
+        ["promote", "1", "--reason", "x"],
+        ["freeze", "--reason", "x"],
+        ["unfreeze", "--reason", "x"],
+        ["delete-version", "1"],
+        ["ledger", "verify"],
+    ]
+    for broken, asked in (
+        (text.replace("sqlite:///mlflow/mlflow.db", nowhere), commands),
+        # The store's own client tries for some seconds.
+        (
+            text.replace("[report]", f'[promote]\nledger = "s3://gone"\nledger_endpoint_url = "{nowhere}"\n\n[report]'),
+            commands[:1],
+        ),
     ):
         path.write_text(broken)
-        code, out, err = console.run("rollback", "--reason", "x")
-        assert (code, out) == (EXIT_TRANSIENT_ERROR, "")
-        assert nowhere in err
-        assert err.count("\n") == 1
+        for arguments in asked:
+            code, out, err = console.run(*arguments)
+            assert (code, out) == (EXIT_TRANSIENT_ERROR, ""), arguments
+            assert nowhere in err
+            assert err.count("\n") == 1
     path.write_text(text)
     assert console.state() == before
 
@@ -425,7 +442,14 @@ def test_a_fresh_workspace_has_nothing_to_take_back_and_nothing_is_made(
 ) -> None:
     console = Console(make_tiny_world(tmp_path), capsys)
     before = sorted(tmp_path.rglob("*"))
-    for arguments in (["rollback", "--reason", "x"], ["ledger", "show"], ["freeze", "--reason", "x"]):
+    for arguments in (
+        ["rollback", "--reason", "x"],
+        ["promote", "1", "--reason", "x"],
+        ["ledger", "show"],
+        ["freeze", "--reason", "x"],
+        ["unfreeze", "--reason", "x"],
+        ["delete-version", "1"],
+    ):
         code, _, err = console.run(*arguments)
         assert code == EXIT_INPUT_ERROR
         assert "there is no registry yet at sqlite:///" in err

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import datetime as dt
 import importlib
 import json
 import os
@@ -14,9 +15,12 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import ParamValidationError
 
 from components.airflow_env import repository_root
-from components.config import load_config
+from components.config import MlflowSettings, load_config
+from components.contracts import Approval, Verdict
 from components.night_record import STEPS
+from dags._approval import AskApprovers
 from dags.nightly_retrain import _report_fields, nightly_retrain
+from tests.helpers.promotion import inputs_for
 from tests.helpers.tiny_nights import make_tiny_world
 
 HEAVY = ("torch", "mlflow", "dvc", "great_expectations", "pandas", "numpy", "boto3")
@@ -41,6 +45,63 @@ def test_every_step_waits_for_what_it_reads(dag: DAG) -> None:
         "report": {"finish"},
         "finish": set(),
     }
+
+
+def test_approvers_are_asked_between_gate_and_promotion_and_nobody_else_can_answer(tmp_path: Path) -> None:
+    path = make_tiny_world(tmp_path).config_path
+    path.write_text(path.read_text().replace('recipe = "tiny"', 'recipe = "tiny"\napprovers = ["ada", "bob"]'))
+    config = load_config(path)
+    dag = nightly_retrain(config, config.models[0])
+    ask = dag.task_dict["approve"]
+    assert ask.upstream_task_ids == {"gate", "export"}
+    assert ask.downstream_task_ids == {"promote"}
+    assert isinstance(ask, AskApprovers)
+    assert ask.assigned_users == [{"id": "ada", "name": "ada"}, {"id": "bob", "name": "bob"}]
+    assert (ask.options, ask.defaults) == (["Approve", "Reject"], ["Reject"])
+    assert ask.response_timeout == dt.timedelta(hours=24)
+
+
+def test_a_challenger_is_scored_before_the_nights_own_candidate_comes_up(tmp_path: Path) -> None:
+    path = make_tiny_world(tmp_path).config_path
+    path.write_text(path.read_text().replace('recipe = "tiny"', 'recipe = "tiny"\nshadow_nights = 2'))
+    config = load_config(path)
+    dag = nightly_retrain(config, config.models[0])
+    assert dag.task_dict["shadow"].upstream_task_ids == {"version", "validate"}
+    assert dag.task_dict["shadow"].downstream_task_ids == {"promote", "report"}
+    assert dag.task_dict["shadow"].pool == "promotion"
+
+
+def test_a_candidate_that_did_not_pass_is_not_asked_about(tmp_path: Path) -> None:
+    inputs = inputs_for(tmp_path, MlflowSettings(tracking_uri="", artifact_root=""), verdict=Verdict.REJECT)
+    ask = AskApprovers(
+        task_id="approve",
+        approvers=["ada"],
+        hours=1,
+        model="m",
+        package=inputs.package.to_json(),
+        decision=inputs.decision.to_json(),
+    )
+    answer = Approval.from_json(ask.execute({}))
+    assert (answer.answer, answer.by) == ("NOT_ASKED", "")
+    assert (answer.candidate_key, answer.package_digest) == (inputs.package.candidate_key, inputs.package.digest)
+
+
+def test_an_answer_is_about_what_was_asked_and_no_answer_is_a_no(tmp_path: Path) -> None:
+    ask = AskApprovers(task_id="approve", approvers=["ada"], hours=1, model="m", package={}, decision={})
+    asked = {"candidate_key": "c" * 64, "package_digest": "d" * 64}
+    event = {
+        "chosen_options": ["Approve"],
+        "params_input": {},
+        "responded_at": dt.datetime(2026, 3, 1, 8, tzinfo=dt.UTC),
+        "responded_by_user": {"id": "ada", "name": "Ada"},
+        "timedout": False,
+    }
+    said = Approval.from_json(ask.execute_complete({}, event, asked))
+    assert said == Approval(answer="APPROVED", by="ada", at="2026-03-01T08:00:00+00:00", **asked)
+    rejected = event | {"chosen_options": ["Reject"]}
+    assert Approval.from_json(ask.execute_complete({}, rejected, asked)).answer == "REJECTED"
+    silence = rejected | {"responded_by_user": None, "timedout": True}
+    assert Approval.from_json(ask.execute_complete({}, silence, asked)) == Approval(answer="TIMED_OUT", **asked)
 
 
 def test_tasks_are_named_like_components_and_say_what_they_do(dag: DAG) -> None:
@@ -93,6 +154,7 @@ def test_one_dag_per_model_key_comes_out_of_the_configuration(tmp_path: Path) ->
         "started = time.perf_counter()\n"
         "import dags.nightly_retrain as module\n"
         "seconds = time.perf_counter() - started\n"
+        "import dags.promote_model, dags.rollback_model\n"
         f"print(json.dumps([seconds, [n for n in {HEAVY} if n in sys.modules], sorted(module.DAGS)]))\n"
     )
     environment = os.environ | {"STLM_CONFIG": str(path)}
@@ -103,7 +165,7 @@ def test_one_dag_per_model_key_comes_out_of_the_configuration(tmp_path: Path) ->
     assert seconds < 1.0
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [*STEPS, "shadow"])
 def test_no_input_of_a_step_is_left_to_its_default(step: str) -> None:
     name = f"{step.title().replace('_', '')}Inputs"
     tree = ast.parse((repository_root() / "dags" / "nightly_retrain.py").read_text(encoding="utf-8"))
@@ -114,6 +176,6 @@ def test_no_input_of_a_step_is_left_to_its_default(step: str) -> None:
     ]
     passed = {keyword.arg for keyword in call.keywords if keyword.arg}
     if step == "report":
-        passed |= set(_report_fields(*[None] * 8))
+        passed |= set(_report_fields(*[None] * 9))
     wanted = getattr(importlib.import_module(f"components.{step}"), name)
     assert passed == {field.name for field in dataclasses.fields(wanted)}

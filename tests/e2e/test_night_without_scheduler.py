@@ -10,11 +10,13 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import ParamValidationError
 from mlflow import MlflowClient
 
+from components.config import load_config
 from components.console._status import champion_of
 from components.console._workspace import open_workspace
 from components.contracts import ANCHOR_ALIAS, ModelRef
 from components.night_record import read_night
 from tests.helpers.model_package import new_mlflow
+from tests.helpers.pickles import pickles_below
 from tests.helpers.tiny_nights import KEY, NIGHTS, TinyWorld, make_tiny_world
 
 # What Airflow and the libraries it runs deprecate among themselves is theirs; each step's own tests are strict.
@@ -99,6 +101,33 @@ def test_the_third_night_is_judged_against_the_champion_and_an_older_anchor(
     rules = {reason["rule"]: reason["verdict"] for reason in third["gate"]["reasons"]}
     assert {"champion image_auroc", "anchor image_auroc", "forgetting", "latency"} <= set(rules)
     assert "ERROR" not in rules.values(), third["gate"]["reasons"]
+
+
+@pytest.mark.slow
+def test_a_challenger_takes_over_after_its_night_and_nothing_that_was_written_is_a_pickle(
+    tmp_path: Path, run_night: RunNight
+) -> None:
+    world = _new_world(tmp_path)
+    setting = 'recipe = "tiny"\nshadow_nights = 1\nshadow_min_agreement = 0.0\nshadow_alarm_rate = 1.0'
+    world.config_path.write_text(world.config_path.read_text().replace('recipe = "tiny"', setting))
+    world = TinyWorld(root=world.root, config_path=world.config_path, config=load_config(world.config_path))
+    for night in NIGHTS:
+        world.feed(night)
+        assert run_night(world, night)["run"] == "success"
+
+    first, second, third = (_outputs(world, night) for night in NIGHTS)
+    assert (first["shadow"]["outcome"], first["promote"]["outcome"]) == ("NO_CHALLENGER", "PROMOTED")
+    assert (second["shadow"]["outcome"], second["promote"]["outcome"]) == ("NO_CHALLENGER", "CHALLENGER")
+    assert second["promote"]["champion_version"] == 1
+    assert (third["shadow"]["outcome"], third["promote"]["outcome"]) == ("PROMOTED", "STALE_DECISION")
+    assert third["shadow"]["num_nights"] == 1
+    champion = _champion(world)
+    assert champion is not None
+    assert champion.version == 2
+    page = Path(third["report"]["page_path"]).read_text(encoding="utf-8")
+    assert "Version 2 took over after its shadow nights." in page
+    found = [name for name in pickles_below(tmp_path) if "checkpoint" not in name]
+    assert found == []
 
 
 def test_a_night_with_nothing_new_succeeds_and_still_has_its_page(tmp_path: Path, run_night: RunNight) -> None:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from mlflow import MlflowClient
 
@@ -14,8 +15,11 @@ from components.contracts import ModelKey, PackageRef, RunRef
 from stlm.calibration import CALIBRATION_FILE, Calibration
 from stlm.export.onnx import export_onnx
 from stlm.models.registry import AnomalyModel, build_model, save_model
+from stlm.nn.onnx_session import open_session
 from stlm.recipes import recipe
 from stlm.serving.package import seal_package
+from stlm.serving.probe import ProbeImage, write_probe
+from stlm.serving.signature import write_signature
 
 KEY = ModelKey(product="cells", line="line1", camera="cam1")
 
@@ -59,8 +63,21 @@ def _sealed(seed: int, threshold: float) -> Path:
     write_candidate(folder, seed=seed)
     export_onnx(tiny_model(seed), folder / "model.onnx")
     (folder / CALIBRATION_FILE).write_text(calibration(threshold).to_json())
+    write_signature(folder)
+    write_probe(folder, _probe_images(folder), tolerance=1e-3)
     seal_package(folder)
     return folder
+
+
+def _probe_images(folder: Path) -> list[ProbeImage]:
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (70, 80 + index, 3), dtype=np.uint8) for index in range(2)]
+    session = open_session(folder / "model.onnx", num_threads=1)
+    scores = [float(session.run(["score"], {"images": image[None]})[0][0]) for image in images]
+    return [
+        ProbeImage(name=f"test/good/{index:03d}.png", pixels=image, score=score)
+        for index, (image, score) in enumerate(zip(images, scores, strict=True))
+    ]
 
 
 def write_package(folder: Path, *, seed: int = 0, threshold: float = 0.5) -> PackageRef:
