@@ -13,6 +13,8 @@ import hashlib
 import json
 import logging
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -32,9 +34,13 @@ __all__ = ["CollectInputs", "CollectOutputs", "LotImage", "LotManifest", "TakenL
 logger = logging.getLogger(__name__)
 
 _LOCK_SECONDS = 600.0
+_MAX_MANIFEST_BYTES = 64 << 20
+"""About 400,000 images; a larger file is no manifest, and is not read to its end."""
 _NUM_COPIES = 8
 """Copies at once: an object store answers slowly but many at a time."""
 _LOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MAX_FINDINGS = 20
+"""A message is for a person."""
 _MAX_PART_BYTES = 200
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # DVC would take such files for its own.
@@ -119,11 +125,11 @@ class LotManifest(Contract):
             raise ValueError(f"date must be YYYY-MM-DD, got {self.date!r}")
         if not self.images:
             raise ValueError("images is empty, expected at least one")
-        # Case counts for nothing on some file systems, and two files would become one there.
-        names = [image.name.casefold() for image in self.images]
-        twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+        # Case, and how an accent is written, count for nothing on some file systems: two files would become one there.
+        names = Counter(unicodedata.normalize("NFC", image.name.casefold()) for image in self.images)
+        twice = sorted(name for name, num in names.items() if num > 1)
         if twice:
-            raise ValueError(f"images are named twice (upper and lower case alike): {', '.join(twice)}")
+            raise ValueError(f"images are named twice (upper and lower case alike): {_some(twice)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,8 +269,15 @@ def _other_nights(run: RunRef) -> tuple[set[str], list[str]]:
 
 def _read_manifest(storage: Storage, name: str, run: RunRef, lot: str) -> LotManifest:
     where = f"{storage.uri}/{name}"
+    content = bytearray()
+    for chunk in storage.chunks(name):
+        content += chunk
+        if len(content) > _MAX_MANIFEST_BYTES:
+            raise InputError(f"{where} is larger than {_MAX_MANIFEST_BYTES >> 20} MiB, refused as a manifest")
     try:
-        raw: Any = json.loads(storage.read(name).decode("utf-8"))
+        raw: Any = json.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise InputError(f"{where} is nested too deeply for a manifest") from None
     except ValueError as error:
         # A producer without atomic writes may be at it just now.
         raise TransientError(f"{where} is not JSON, or not all of it yet: {error}") from error
@@ -286,7 +299,9 @@ def _check_listing(where: str, manifest: LotManifest, files: dict[str, int]) -> 
         elif files[image.name] != image.bytes:
             findings.append(f"{image.name} has {files[image.name]} bytes, expected {image.bytes}")
     if findings:
-        raise InputError(f"lot {manifest.lot} at {where} differs from its manifest: {'; '.join(findings)}")
+        more = f"; and {len(findings) - _MAX_FINDINGS} more" if len(findings) > _MAX_FINDINGS else ""
+        told = "; ".join(findings[:_MAX_FINDINGS])
+        raise InputError(f"lot {manifest.lot} at {where} differs from its manifest: {told}{more}")
 
 
 def _copy_images(storage: Storage, key_path: str, lots: tuple[TakenLot, ...], images: Path) -> None:
@@ -319,6 +334,11 @@ def _copy_checked(storage: Storage, name: str, target: Path, lot: str, image: Lo
         for chunk in storage.chunks(name):
             digest.update(chunk)
             num_bytes += len(chunk)
+            if num_bytes > image.bytes:  # it grew since it was listed, and may go on to
+                raise InputError(
+                    f"image {image.name} of lot {lot} at {storage.uri}/{name}: expected {image.bytes} bytes, got more: "
+                    f"it changed while it was read"
+                )
             yield chunk
 
     target.parent.mkdir(parents=True, exist_ok=True)

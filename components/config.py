@@ -30,6 +30,7 @@ __all__ = [
     "ScheduleSettings",
     "ValidateSettings",
     "ZeroShotSettings",
+    "ledger_of",
     "load_config",
 ]
 
@@ -75,8 +76,15 @@ class ScheduleSettings:
     retries: int = 2
     """How often a step is tried again after an error that may pass."""
     retry_delay_s: float = 60.0
+    lease_s: float = 900.0
+    """A key belongs to one run at a time, nightly or backfill. A run that died, or that waits so long for a machine
+    between two steps, is given up after this time."""
+    lease_wait_s: float = 1800.0
+    """How long a run waits for the one that holds its key; then a nightly run is skipped, a backfill's fails."""
 
     def __post_init__(self) -> None:
+        _check(self.lease_s > 0, f"lease_s must be positive, got {self.lease_s}")
+        _check(self.lease_wait_s >= 0, f"lease_wait_s must not be negative, got {self.lease_wait_s}")
         try:
             ZoneInfo(self.timezone)
         except (ZoneInfoNotFoundError, ValueError):
@@ -323,6 +331,11 @@ class ReportSettings:
     """How much the page shows."""
 
     max_pictures: int = 8
+
+
+def ledger_of(work_dir: str, settings: PromoteSettings) -> str:
+    """Where ledger and leases are kept."""
+    return settings.ledger or str(Path(work_dir) / "ledger")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,11 +22,13 @@ __all__ = [
     "Contract",
     "DatasetRef",
     "EvaluationRef",
+    "Fence",
     "GateDecision",
     "ModelKey",
     "ModelRef",
     "NightStatus",
     "PackageRef",
+    "Parent",
     "PromotionRef",
     "Reason",
     "ReportRef",
@@ -108,15 +110,37 @@ class RunRef(Contract):
     """The night, ``YYYY-MM-DD``."""
     work_dir: str
     """Folder that every worker sees: step outputs, checkpoints and caches live below it."""
+    backfill: str = ""
+    """Name of the backfill that replays this night; empty for the night itself."""
 
     def __post_init__(self) -> None:
+        if self.backfill and not _SLUG.fullmatch(self.backfill):
+            raise ValueError(f"a backfill is named with lower-case letters, digits, '-' or '_', got {self.backfill!r}")
         if dt.date.fromisoformat(self.partition).isoformat() != self.partition:
             raise ValueError(f"partition must be YYYY-MM-DD, got {self.partition!r}")
 
     @property
+    def state_dir(self) -> Path:
+        """Where the nights of one lineage keep what they know: ``work_dir``, or a backfill's own folder below it."""
+        return Path(self.work_dir, "backfill", self.key.slug, self.backfill) if self.backfill else Path(self.work_dir)
+
+    @property
     def run_dir(self) -> Path:
-        """``work_dir/runs/<key>/<partition>``."""
-        return Path(self.work_dir) / "runs" / self.key.slug / self.partition
+        """``state_dir/runs/<key>/<partition>``."""
+        return self.state_dir / "runs" / self.key.slug / self.partition
+
+
+class Fence(typing.Protocol):
+    """What a writer of a lineage shows before it writes."""
+
+    @property
+    def number(self) -> int:
+        """Higher than that of everyone who held the lineage before."""
+        ...
+
+    def admit(self, seen: int, where: str) -> None:
+        """Return if the lineage is still held and ``where`` has seen no higher number than ``seen``, ours at most."""
+        ...
 
 
 class NightStatus(enum.Enum):
@@ -172,6 +196,14 @@ class ModelRef(Contract):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Parent(Contract):
+    """What a replayed night builds on, in place of the champion."""
+
+    model: ModelRef | None
+    """``None``: nothing, the first of a lineage from scratch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ValidationRef(Contract):
     """Which images of the night may be learnt from, and why the others may not."""
 
@@ -188,7 +220,8 @@ class ValidationRef(Contract):
     reasons: dict[str, int]
     """Reason -> number of images."""
     champion: ModelRef | None
-    """The champion this night builds on, pinned here so that a re-run has the same parent."""
+    """The champion this night builds on, pinned here so that a re-run has the same parent; of a replayed night, the
+    candidate of the night before."""
     anchor: ModelRef | None = None
     """The best version that was ever approved, pinned likewise; ``None`` before there is one."""
 
@@ -314,8 +347,11 @@ class Approval(Contract):
 class PromotionRef(Contract):
     """What the registry looks like afterwards."""
 
-    outcome: typing.Literal["PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "FROZEN", "CHALLENGER"]
-    """``CHALLENGER``: it passed, and is now scored beside the champion for some nights."""
+    outcome: typing.Literal[
+        "PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "FROZEN", "CHALLENGER", "REPLAYED"
+    ]
+    """``CHALLENGER``: it passed, and is now scored beside the champion for some nights. ``REPLAYED``: a night of a
+    backfill, whose candidate is registered and nothing else."""
     name: str
     version: int | None
     """The candidate's version, ``None`` when it was refused and not registered."""

@@ -5,12 +5,12 @@ those of the steps after it, so that no record outlives what it was built on.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from components._cli import write_json
-from components.contracts import Contract, ModelKey, RunRef, from_json
+from components.contracts import Contract, Fence, ModelKey, RunRef, from_json
 
 __all__ = [
     "STEPS",
@@ -18,6 +18,7 @@ __all__ = [
     "begin_step",
     "failures",
     "is_finished",
+    "is_locked",
     "nights",
     "read_night",
     "write_record",
@@ -50,6 +51,8 @@ class StepRecord(Contract):
     """Why it failed or was skipped."""
     outputs: dict[str, Any] | None = None
     """The step's outputs as JSON, if it succeeded."""
+    fence: int = 0
+    """Of the run that held the key; 0 where none was needed."""
 
 
 def _path(run: RunRef, step: str) -> Path:
@@ -62,8 +65,20 @@ def begin_step(run: RunRef, step: str) -> None:
         _path(run, later).unlink(missing_ok=True)
 
 
-def write_record(run: RunRef, record: StepRecord) -> None:
-    """Keep the record, atomically."""
+def write_record(run: RunRef, record: StepRecord, fence: Fence | None = None) -> None:
+    """Keep the record, atomically.
+
+    Args:
+        run: The night.
+        record: How a step went.
+        fence: Of the writer; the records refuse a lower one than they have seen.
+
+    Raises:
+        TransientError: The writer does not hold the key any more.
+    """
+    if fence is not None:
+        fence.admit(max((known.fence for known in read_night(run).values()), default=0), str(run.run_dir / "records"))
+        record = replace(record, fence=fence.number)
     write_json(_path(run, record.step), record)
 
 
@@ -84,7 +99,12 @@ def failures(records: dict[str, StepRecord]) -> tuple[str, ...]:
 
 def is_finished(records: dict[str, StepRecord]) -> bool:
     """Whether the night went through to its report without a failure."""
-    return "report" in records and not failures(records)
+    return "report" in records and not failures(records) and not is_locked(records)
+
+
+def is_locked(records: dict[str, StepRecord]) -> bool:
+    """Whether the night did not begin because another run held the key."""
+    return "collect" in records and records["collect"].outcome == "SKIPPED"
 
 
 def nights(work_dir: str, key: ModelKey) -> list[RunRef]:

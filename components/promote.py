@@ -11,9 +11,10 @@ import logging
 from dataclasses import dataclass
 
 from components._cli import main_for
-from components._promotion.candidate import Judged, check_binding, register
+from components._promotion.candidate import Judged, check_binding, note_verdict, register
 from components._promotion.decision import challenge, outcome_of, promote_version
-from components._promotion.desk import open_desk
+from components._promotion.desk import Desk, open_desk
+from components.adapters.aliases import BACKFILL_ALIAS
 from components.adapters.lease import Clock, utc_now
 from components.adapters.tracking import log_metrics, open_run, set_tags
 from components.config import MlflowSettings, PromoteSettings
@@ -22,6 +23,7 @@ from components.contracts import (
     CandidateRef,
     DatasetRef,
     EvaluationRef,
+    Fence,
     GateDecision,
     PackageRef,
     PromotionRef,
@@ -61,12 +63,15 @@ class PromoteInputs:
     """On so many nights it is first scored beside the champion; the first model of a key has none to stand beside."""
 
 
-def promote(inputs: PromoteInputs, *, clock: Clock = utc_now) -> PromotionRef:
+def promote(inputs: PromoteInputs, *, clock: Clock = utc_now, fence: Fence | None = None) -> PromotionRef:
     """Register the package and move the alias, if the gate said so.
+
+    A replayed night's package is registered whatever the verdict, for the next one builds on it, and moves nothing.
 
     Args:
         inputs: What to promote, and on whose word.
         clock: The clock of the lease and of the ledger's entries.
+        fence: Of the run that holds the key.
 
     Returns:
         What happened; see ``PromotionRef.outcome``.
@@ -87,7 +92,7 @@ def promote(inputs: PromoteInputs, *, clock: Clock = utc_now) -> PromotionRef:
     )
     calibration = check_binding(judged)
     run_id = open_run(inputs.mlflow, inputs.run)
-    outcome = _promote(inputs, judged, run_id, calibration, clock)
+    outcome = _promote(inputs, judged, run_id, calibration, clock=clock, fence=fence)
     set_tags(
         inputs.mlflow,
         run_id,
@@ -104,15 +109,23 @@ def promote(inputs: PromoteInputs, *, clock: Clock = utc_now) -> PromotionRef:
 
 
 def _promote(
-    inputs: PromoteInputs, judged: Judged, run_id: str, calibration: Calibration, clock: Clock
+    inputs: PromoteInputs,
+    judged: Judged,
+    run_id: str,
+    calibration: Calibration,
+    *,
+    clock: Clock,
+    fence: Fence | None,
 ) -> PromotionRef:
     run, decision, settings = inputs.run, inputs.decision, inputs.settings
     desk = open_desk(run.key, work_dir=run.work_dir, mlflow=inputs.mlflow, settings=settings, clock=clock)
+    if run.backfill:
+        return _replayed(desk, judged, run_id, calibration, fence)
     if decision.verdict is not Verdict.PROMOTE:
         against = "; ".join(reason.detail for reason in decision.reasons if reason.verdict is not Verdict.PROMOTE)
         return outcome_of(desk, "REFUSED", version=None, detail=f"verdict {decision.verdict.value}: {against}")
     refusal = _answer(inputs) if inputs.approvers else ""
-    version, record = register(desk, judged, calibration, run_id=run_id)
+    version, record = register(desk, judged, calibration, run_id=run_id, fence=fence)
     if settings.require_approval:
         refusal = "it waits for approval: `stlm promote`"
     if refusal:
@@ -133,6 +146,23 @@ def _promote(
         reason=f"verdict {decision.verdict.value}",
         record=record,
     )
+
+
+def _replayed(
+    desk: Desk, judged: Judged, run_id: str, calibration: Calibration, fence: Fence | None
+) -> PromotionRef:
+    """Register a replayed night's candidate, for the next night to build on and for a person to promote."""
+    run = judged.run
+    version, record = register(desk, judged, calibration, run_id=run_id, fence=fence)
+    note_verdict(desk, judged, calibration, version, record)
+    alias = f"{BACKFILL_ALIAS}{run.backfill}"
+    posted = desk.board.read()
+    head = None if posted is None else posted.aliases.get(alias)
+    head_tags = {} if head is None else desk.board.version_tags(head) or {}
+    if head_tags.get("stlm.partition", "") <= run.partition:  # a night that was done before is not the last one
+        desk.board.point(alias, version)
+    detail = f"version {version} is night {run.partition} of backfill {run.backfill}"
+    return outcome_of(desk, "REPLAYED", version=version, detail=f"{detail}, verdict {judged.decision.verdict.value}")
 
 
 def _answer(inputs: PromoteInputs) -> str:

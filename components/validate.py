@@ -45,7 +45,7 @@ from components.adapters.data_repository import DataRepository
 from components.adapters.registry import open_registry
 from components.config import MlflowSettings, ValidateSettings
 from components.config_zero_shot import ZeroShotSettings
-from components.contracts import ANCHOR_ALIAS, Contract, DatasetRef, ModelRef, RunRef, ValidationRef, digest_of
+from components.contracts import ANCHOR_ALIAS, Contract, DatasetRef, ModelRef, Parent, RunRef, ValidationRef, digest_of
 from components.errors import InputError
 from stlm.data.facts import ImageFacts, read_facts
 
@@ -71,6 +71,8 @@ class ValidateInputs(Contract):
     anchor_alias: str = ANCHOR_ALIAS
     zero_shot: ZeroShotSettings = field(default_factory=ZeroShotSettings)
     """Asked for a second opinion, where that is switched on."""
+    parent: Parent | None = None
+    """Of a replayed night: what it builds on. The registry is not asked then."""
 
 
 def validate(inputs: ValidateInputs) -> ValidationRef:
@@ -91,9 +93,7 @@ def validate(inputs: ValidateInputs) -> ValidationRef:
 
 def _validate(inputs: ValidateInputs, folder: Path) -> ValidationRef:
     settings, run = inputs.settings, inputs.run
-    registry = open_registry(inputs.mlflow, run)
-    champion = registry.champion(run.key, inputs.champion_alias)
-    anchor = registry.champion(run.key, inputs.anchor_alias)
+    champion, anchor = _pinned(inputs)
     fetched = folder / "fetched"
     repository = DataRepository(Path(inputs.dataset.repo), inputs.dvc_remote, inputs.s3_endpoint_url)
     repository.fetch(inputs.dataset.revision, [inputs.dataset.path], fetched)
@@ -118,6 +118,15 @@ def _validate(inputs: ValidateInputs, folder: Path) -> ValidationRef:
     make_offline(docs)
     validation = _write(inputs, folder, night, champion, inspection.index_page)
     return replace(validation, anchor=anchor)
+
+
+def _pinned(inputs: ValidateInputs) -> tuple[ModelRef | None, ModelRef | None]:
+    """What the night builds on, and the anchor."""
+    if inputs.parent is not None:
+        return inputs.parent.model, None
+    registry = open_registry(inputs.mlflow, inputs.run)
+    key = inputs.run.key
+    return registry.champion(key, inputs.champion_alias), registry.champion(key, inputs.anchor_alias)
 
 
 class _Night:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from components._cli import main_for, once
 from components.adapters.data_repository import DataRepository
-from components.contracts import BatchRef, Contract, DatasetRef, RunRef
+from components.contracts import BatchRef, Contract, DatasetRef, Fence, RunRef
 
 __all__ = ["VersionInputs", "main", "version"]
 
@@ -26,11 +26,12 @@ class VersionInputs(Contract):
     s3_endpoint_url: str = ""
 
 
-def version(inputs: VersionInputs) -> DatasetRef:
+def version(inputs: VersionInputs, *, fence: Fence | None = None) -> DatasetRef:
     """Add the night's batch to the data repository, push it to the remote, commit and tag it.
 
     Args:
         inputs: The batch, and where it is kept.
+        fence: Of the run that holds the key.
 
     Returns:
         The night's place and revision; the same batch again gives the same reference.
@@ -39,12 +40,12 @@ def version(inputs: VersionInputs) -> DatasetRef:
         InputError: The batch is not what its manifest says.
         TransientError: The repository is held by another writer, or the remote cannot be reached.
     """
-    return once("version", inputs, DatasetRef, lambda inputs, _folder: _version(inputs))
+    return once("version", inputs, DatasetRef, lambda inputs, _folder: _version(inputs, fence))
 
 
-def _version(inputs: VersionInputs) -> DatasetRef:
+def _version(inputs: VersionInputs, fence: Fence | None) -> DatasetRef:
     repository = DataRepository(Path(inputs.data_repo), inputs.dvc_remote, inputs.s3_endpoint_url)
-    return repository.add_partition(inputs.run, inputs.batch)
+    return repository.add_partition(inputs.run, inputs.batch, fence)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from airflow.sdk import Context
 from airflow.sdk.exceptions import TaskAwaitingInput
 
 from components.contracts import Approval, GateDecision, PackageRef, Verdict
-from dags._run import Json
+from dags._run import Json, backfill_of
 
 if TYPE_CHECKING:
     from airflow.sdk.execution_time.hitl import HITLUser
@@ -24,7 +24,7 @@ class AskApprovers(HITLOperator):
     """Asks the named people whether a candidate that passed the gate may take over; no answer in time is a no.
 
     What they were asked about is parked with the task and comes back with the answer, so that a candidate that was
-    judged anew meanwhile does not inherit it. A candidate that did not pass is not asked about. Returns
+    judged anew meanwhile does not inherit it. A candidate that did not pass, or that a backfill made, is not asked about. Returns
     :class:`components.contracts.Approval` as JSON.
 
     Args:
@@ -57,7 +57,7 @@ class AskApprovers(HITLOperator):
         """Ask and wait, or do not ask where the gate said no."""
         package, decision = PackageRef.from_json(self.package), GateDecision.from_json(self.decision)
         asked = {"candidate_key": package.candidate_key, "package_digest": package.digest}
-        if decision.verdict is not Verdict.PROMOTE:
+        if decision.verdict is not Verdict.PROMOTE or backfill_of(context):
             return Approval(answer="NOT_ASKED", **asked).to_json()
         self.body = _question(package, decision)
         try:

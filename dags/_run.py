@@ -4,26 +4,48 @@ A step is a function ``(run, *outputs of the steps it depends on) -> contract``.
 plain JSON of a contract; no component sees Airflow.
 """
 
+import contextlib
+import contextvars
 import datetime as dt
 import logging
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import Param, get_current_context, task
+from airflow.sdk import Context, Param, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from components.config import PipelineConfig, ScheduleSettings, load_config
-from components.contracts import Contract, ModelKey, RunRef
-from components.errors import InputError
-from components.night_record import StepRecord, begin_step, read_night, write_record
+from components.config import PipelineConfig, PromoteSettings, ScheduleSettings, load_config
+from components.contracts import Contract, Fence, ModelKey, RunRef
+from components.errors import InputError, TransientError
+from components.night_record import STEPS, StepRecord, begin_step, read_night, write_record
 
-__all__ = ["CONFIG_VARIABLE", "Json", "Step", "by_hand", "configuration", "failures_of", "person_params", "signed"]
+__all__ = [
+    "AIRFLOW_BACKFILL",
+    "CONFIG_VARIABLE",
+    "Json",
+    "Step",
+    "backfill_of",
+    "by_hand",
+    "configuration",
+    "current_fence",
+    "failures_of",
+    "person_params",
+    "signed",
+]
 
 CONFIG_VARIABLE = "STLM_CONFIG"
 """Environment variable with the path of the configuration; unset: the quick start's."""
+
+AIRFLOW_BACKFILL = "airflow"
+"""Name of the backfill that Airflow's own backfills belong to, unless their parameter ``backfill`` gives another."""
+
+_FENCE: contextvars.ContextVar[Fence | None] = contextvars.ContextVar("fence", default=None)
+_BACKFILL_RUN = re.compile(r"backfill__.*__(\d{4}-\d{2}-\d{2})__[^_]*")
+_ENDED = ("success", "failed", "skipped", "upstream_failed", "removed")
 
 Json = dict[str, Any]
 
@@ -31,19 +53,31 @@ logger = logging.getLogger(__name__)
 
 
 class Step:
-    """How the steps of one model key run: which night, how often to retry, how errors are read."""
+    """How the steps of one model key run: which night, how often to retry, how errors are read.
 
-    def __init__(self, key: ModelKey, work_dir: str, schedule: ScheduleSettings) -> None:
+    Args:
+        key: The key.
+        work_dir: Folder of its nights.
+        schedule: How often to retry, and how long to wait for the key.
+        ledger: Where the key's lease is; ``None`` for steps that build on no model and so need none.
+    """
+
+    def __init__(
+        self, key: ModelKey, work_dir: str, schedule: ScheduleSettings, ledger: PromoteSettings | None = None
+    ) -> None:
         self._key = key
         self._work_dir = work_dir
         self._schedule = schedule
+        self._ledger = ledger
 
     def __call__(self, **task_options: Any) -> Callable[[Callable[..., Contract]], Callable[..., Any]]:
         """Decorator that turns a step function into the task of the same name."""
 
         def decorate(function: Callable[..., Contract]) -> Callable[..., Any]:
             def body(*upstream: Any) -> Json:
-                return _run_step(function, self._run_ref(), upstream)
+                run = self._run_ref()
+                with self._key_held(function.__name__, run):
+                    return _run_step(function, run, upstream)
 
             options = {
                 "task_id": function.__name__,
@@ -59,11 +93,92 @@ class Step:
 
     def _run_ref(self) -> RunRef:
         context = get_current_context()
-        partition = _partition(context["dag_run"].partition_key, context["params"].get("partition"))
+        dag_run, params = context["dag_run"], context["params"]
+        partition = _partition(dag_run.partition_key, params.get("partition"))
         try:
-            return RunRef(key=self._key, partition=partition, work_dir=self._work_dir)
+            return RunRef(
+                key=self._key, partition=partition, work_dir=self._work_dir, backfill=backfill_of(context)
+            )
         except ValueError as error:
             raise AirflowFailException(str(error)) from error
+
+    @contextlib.contextmanager
+    def _key_held(self, step: str, run: RunRef) -> Iterator[None]:
+        """Hold the model key for this step; the last step gives it back.
+
+        A nightly run that does not get it is skipped: its lots stay where they are, and the next night takes them. A
+        backfill's run fails, so that it is not taken for done.
+        """
+        if self._ledger is None:
+            yield
+            return
+        from components.adapters.lease import LeaseHeldError
+        from components.adapters.lineage import open_lineage
+
+        context = get_current_context()
+        is_first, is_last = step == STEPS[0], step == STEPS[-1]
+        if is_first and run.backfill:
+            _check_order(context, run)
+        begun = _states(context, [STEPS[0]]).get(STEPS[0]) if is_last else None
+        if begun == "skipped" or (begun == "failed" and run.backfill):
+            raise AirflowSkipException("the night did not begin, so there is nothing to report")
+        lineage = open_lineage(self._key, work_dir=self._work_dir, promote=self._ledger, schedule=self._schedule)
+        what = f"backfill {run.backfill}" if run.backfill else "nightly run"
+        name = f"{what} {run.partition} ({context['dag_run'].run_id})"
+        with contextlib.ExitStack() as stack:
+            try:
+                fence = stack.enter_context(lineage.held(name, release=is_last))
+            except LeaseHeldError as error:
+                _locked(step, run, f"locked by {lineage.holder() or 'another run'}: {error}")
+                raise
+            token = _FENCE.set(fence)
+            stack.callback(_FENCE.reset, token)
+            try:
+                yield
+            except BaseException:
+                if is_first and run.backfill:  # nothing else of this run will give it back
+                    with contextlib.suppress(TransientError):
+                        fence.release()
+                raise
+
+
+def backfill_of(context: Context) -> str:
+    """Name of the backfill that a run belongs to; empty for an ordinary run."""
+    named = context["params"].get("backfill")
+    return str(named) if named else AIRFLOW_BACKFILL if context["dag_run"].run_type == "backfill" else ""
+
+
+def current_fence() -> Fence | None:
+    """The fence under which the present step runs; ``None`` where it needs none."""
+    return _FENCE.get()
+
+
+def _locked(step: str, run: RunRef, why: str) -> None:
+    logger.warning("step=%s night=%s %s", step, run.partition, why)
+    if step != STEPS[0] or run.backfill:
+        return
+    if not read_night(run):  # the holder may be at work on this very night
+        write_record(run, StepRecord(step=step, outcome="SKIPPED", seconds=0.0, detail=why))
+    raise AirflowSkipException(why)
+
+
+def _check_order(context: Context, run: RunRef) -> None:
+    """Refuse a backfill that runs backwards or several nights at a time: each builds on the one before.
+
+    Airflow tells a run nothing about its backfill, but a backfill's runs are all there from the beginning, and their
+    ids name their nights.
+    """
+    dag_run, ti = context["dag_run"], context["ti"]
+    states = ti.get_task_states(dag_id=dag_run.dag_id, task_ids=[STEPS[-1]])
+    for run_id, of_run in states.items():
+        named = _BACKFILL_RUN.fullmatch(run_id)
+        if named is None or named[1] >= run.partition or of_run.get(STEPS[-1]) in _ENDED:
+            continue
+        if ti.get_dagrun_state(dag_id=dag_run.dag_id, run_id=run_id) in ("queued", "running"):
+            raise AirflowFailException(
+                f"out of order: night {named[1]} of a backfill of this key is not done yet, and {run.partition} builds "
+                f"on it; create the backfill with max_active_runs 1, and not backwards"
+            )
 
 
 def by_hand(schedule: ScheduleSettings, **task_options: Any) -> Callable[[Callable[[Json], Contract]], Any]:
@@ -128,12 +243,17 @@ def failures_of(run: RunRef, steps: tuple[str, ...]) -> tuple[str, ...]:
 
     Airflow says what failed; the records say why, except for a task that was killed.
     """
-    context = get_current_context()
-    dag_run = context["dag_run"]
-    answer = context["ti"].get_task_states(dag_id=dag_run.dag_id, task_ids=list(steps), run_ids=[dag_run.run_id])
-    states = answer.get(dag_run.run_id, {})
+    states = _states(get_current_context(), list(steps))
     records = read_night(run)
     return tuple(f"{step}: {_why(records.get(step))}" for step in steps if states.get(step) == "failed")
+
+
+def _states(context: Context, steps: list[str]) -> dict[str, Any]:
+    """Step -> Airflow's state of its task in the present run."""
+    dag_run = context["dag_run"]
+    answer = context["ti"].get_task_states(dag_id=dag_run.dag_id, task_ids=steps, run_ids=[dag_run.run_id])
+    states: dict[str, Any] = answer.get(dag_run.run_id, {})
+    return states
 
 
 def _why(record: StepRecord | None) -> str:
@@ -176,6 +296,7 @@ def _run_step(function: Callable[..., Contract], run: RunRef, upstream: tuple[An
                 detail=detail,
                 outputs=outputs,
             ),
+            current_fence(),
         )
 
     try:

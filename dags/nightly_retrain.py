@@ -5,6 +5,10 @@ history and backfill, and its nights run one after the other. One partition is o
 by hand names it in its partition key or in the parameter ``partition``. A night without new images skips everything
 but the report and succeeds; a night in which a step failed still writes its report, and fails.
 
+The runs of Airflow's own backfill, and runs with the parameter ``backfill``, replay a night of the data repository
+beside what serves (see "Backfill" in the README): they never move ``champion``, and go one after the other, oldest
+night first. One run at a time holds the model key: a nightly run that does not get it in time is skipped.
+
 Where the key has approvers, the task ``approve`` asks them between gate and promotion; where it has shadow nights, the
 step ``shadow`` scores the challenger beside the champion.
 """
@@ -35,8 +39,9 @@ from components.contracts import (
     ValidationRef,
 )
 from components.night_record import STEPS
+from dags import _replayed as replayed
 from dags._approval import AskApprovers
-from dags._run import Json, Step, configuration, failures_of
+from dags._run import Json, Step, configuration, current_fence, failures_of
 
 
 def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
@@ -50,13 +55,15 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         The DAG.
     """
     paths, mlflow, key = config.paths, config.mlflow, model.key
-    step = Step(key, paths.work_dir, config.schedule)
+    step = Step(key, paths.work_dir, config.schedule, config.promote)
 
     @step()
     def collect(run: RunRef) -> Contract:
         """Copy the night's complete lots out of the landing zone, checked byte for byte."""
         from components import collect as component
 
+        if run.backfill:
+            return replayed.collect(config, model, run)
         return component.collect(
             component.CollectInputs(
                 run=run,
@@ -73,14 +80,18 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
 
         if NightStatus(collected["status"]) is NightStatus.NOTHING_NEW:
             raise AirflowSkipException("nothing new in the landing zone")
+        batch = BatchRef.from_json(collected["batch"])
+        if run.backfill:
+            return replayed.version(config, run, batch, current_fence())
         return component.version(
             component.VersionInputs(
                 run=run,
-                batch=BatchRef.from_json(collected["batch"]),
+                batch=batch,
                 data_repo=paths.data_repo,
                 dvc_remote=paths.dvc_remote,
                 s3_endpoint_url=paths.s3_endpoint_url,
-            )
+            ),
+            fence=current_fence(),
         )
 
     @step()
@@ -100,6 +111,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
                 champion_alias=config.promote.alias,
                 anchor_alias=ANCHOR_ALIAS,
                 zero_shot=config.zero_shot,
+                parent=replayed.parent(run) if run.backfill else None,
             )
         )
 
@@ -125,13 +137,12 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         """Measure candidate, champion and anchor on the golden set, in one run."""
         from components import evaluate as component
 
-        pinned = ValidationRef.from_json(validation)
         return component.evaluate(
             component.EvaluateInputs(
                 run=run,
                 candidate=CandidateRef.from_json(candidate),
-                champion=pinned.champion,
-                anchor=pinned.anchor,
+                champion=replayed.judged_against(run, validation).champion,
+                anchor=replayed.judged_against(run, validation).anchor,
                 golden=model.golden,
                 settings=config.evaluate,
                 validate=config.validate,
@@ -148,7 +159,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
                 run=run,
                 candidate=CandidateRef.from_json(candidate),
                 evaluation=EvaluationRef.from_json(evaluation),
-                champion=ValidationRef.from_json(validation).champion,
+                champion=replayed.judged_against(run, validation).champion,
                 golden=model.golden,
                 settings=config.export,
             )
@@ -175,6 +186,8 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         """Score the challenger beside the champion on new normals; after enough nights, let it in or drop it."""
         from components import shadow as component
 
+        if run.backfill:
+            return ShadowRef(outcome="NO_CHALLENGER", challenger=None, champion=None, detail="a replay has none")
         return component.shadow(
             component.ShadowInputs(
                 run=run,
@@ -219,7 +232,8 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
                 approvers=model.approvers,
                 approval=None if approval is None else Approval.from_json(approval),
                 shadow_nights=model.shadow_nights,
-            )
+            ),
+            fence=current_fence(),
         )
 
     @step(trigger_rule="all_done")
@@ -227,16 +241,20 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         """Write the page a person reads in the morning, whatever happened."""
         from components import report as component
 
-        return component.report(
+        fields = _report_fields(*outputs)
+        page = component.report(
             component.ReportInputs(
                 run=run,
-                **_report_fields(*outputs),
+                **fields,
                 failures=failures_of(run, (*STEPS[:-1], "shadow", "approve")),
                 golden=model.golden,
                 mlflow=mlflow,
                 settings=config.report,
             )
         )
+        if run.backfill and fields["promotion"] is not None:
+            replayed.close(run, fields)
+        return page
 
     with DAG(
         dag_id=f"nightly_retrain.{key.slug}",
@@ -258,7 +276,13 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
                 type=["null", "string"],
                 format="date",
                 description="The night of a run started by hand.",
-            )
+            ),
+            "backfill": Param(
+                None,
+                type=["null", "string"],
+                pattern="^[a-z0-9][a-z0-9_-]{0,62}$",
+                description="Name of a backfill: the night is replayed in it, and champion stays.",
+            ),
         },
         tags=["nightly_retrain", key.product, key.line, key.camera],
     ) as dag:

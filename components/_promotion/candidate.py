@@ -15,6 +15,7 @@ from components.contracts import (
     CandidateRef,
     DatasetRef,
     EvaluationRef,
+    Fence,
     GateDecision,
     PackageRef,
     RunRef,
@@ -26,7 +27,7 @@ from stlm.calibration import CALIBRATION_FILE, Calibration
 from stlm.errors import StlmError
 from stlm.serving.package import verify_package
 
-__all__ = ["Judged", "check_binding", "check_version", "read_record", "register"]
+__all__ = ["Judged", "check_binding", "check_version", "note_verdict", "read_record", "register"]
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,9 @@ def check_binding(judged: Judged) -> Calibration:
     return calibration
 
 
-def register(desk: Desk, judged: Judged, calibration: Calibration, *, run_id: str) -> tuple[int, dict[str, Any]]:
+def register(
+    desk: Desk, judged: Judged, calibration: Calibration, *, run_id: str, fence: Fence | None = None
+) -> tuple[int, dict[str, Any]]:
     """Check that the package loads and says what it said, and register it with what shall be known of it.
 
     Args:
@@ -88,6 +91,7 @@ def register(desk: Desk, judged: Judged, calibration: Calibration, *, run_id: st
         judged: The candidate; :func:`check_binding` has seen it.
         calibration: Its calibration.
         run_id: MLflow run of the night.
+        fence: Of the run that holds the key.
 
     Returns:
         Its version, the same every time, and its record.
@@ -116,9 +120,31 @@ def register(desk: Desk, judged: Judged, calibration: Calibration, *, run_id: st
         run_id=run_id,
         tags=_tags(judged, calibration.threshold),
         attachments={_RECORD_FILE: canonical_json(record).encode(), SBOM_FILE: sbom},
+        fence=fence,
     ).version
     _check_served_signature(desk, version, package_dir)
     return version, record
+
+
+def note_verdict(desk: Desk, judged: Judged, calibration: Calibration, version: int, record: dict[str, Any]) -> None:
+    """Write down that a registered candidate was judged again, against another champion say.
+
+    Args:
+        desk: The key's desk.
+        judged: The candidate as it was judged last.
+        calibration: Its calibration.
+        version: Its version.
+        record: Its record, as :func:`register` gives it.
+
+    Raises:
+        TransientError: MLflow cannot be reached.
+    """
+    tags, known = _tags(judged, calibration.threshold), desk.board.version_tags(version) or {}
+    if all(known.get(name) == value for name, value in tags.items()):
+        return
+    desk.registry.attach(desk.key, version, {_RECORD_FILE: canonical_json(record).encode()})
+    for name, value in tags.items():
+        desk.board.tag_version(version, name, value)
 
 
 def check_version(desk: Desk, version: int, *, scores_needed: bool) -> None:
@@ -175,7 +201,9 @@ def _check_served_signature(desk: Desk, version: int, package_dir: Path) -> None
 def _tags(judged: Judged, threshold: float) -> dict[str, str]:
     """Where the version comes from; a person who finds it in the registry can go back to every input."""
     decision = judged.decision
+    backfill = {"stlm.backfill": judged.run.backfill} if judged.run.backfill else {}
     return {
+        **backfill,
         "stlm.key": judged.run.key.slug,
         "stlm.partition": judged.run.partition,
         "stlm.data_revision": judged.dataset.revision,

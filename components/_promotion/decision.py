@@ -13,7 +13,7 @@ __all__ = ["Outcome", "challenge", "outcome_of", "promote_version"]
 
 logger = logging.getLogger(__name__)
 
-Outcome = Literal["PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "FROZEN", "CHALLENGER"]
+Outcome = Literal["PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "FROZEN", "CHALLENGER", "REPLAYED"]
 
 
 def promote_version(

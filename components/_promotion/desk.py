@@ -23,7 +23,7 @@ from components.adapters.lease import Clock, Lease, LeaseObject, StaleLeaseError
 from components.adapters.ledger import Chain, Entry, EntryKind, Ledger
 from components.adapters.registry import ModelRegistry
 from components.adapters.storage import open_storage
-from components.config import MlflowSettings, PromoteSettings
+from components.config import MlflowSettings, PromoteSettings, ledger_of
 from components.contracts import ModelKey
 from components.errors import TransientError
 
@@ -282,7 +282,7 @@ def open_desk(
         InputError: The ledger's address is of no known kind.
         TransientError: MLflow cannot be reached.
     """
-    storage = open_storage(settings.ledger or str(Path(work_dir) / "ledger"), endpoint_url=settings.ledger_endpoint_url)
+    storage = open_storage(ledger_of(work_dir, settings), endpoint_url=settings.ledger_endpoint_url)
     return Desk(
         key,
         alias=settings.alias,

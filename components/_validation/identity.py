@@ -1,6 +1,6 @@
 """Doubles: within the night, of what earlier nights accepted, and of the golden set (leakage).
 
-Each night leaves an index of its accepted images in ``<work_dir>/index/<key>/<partition>.parquet``. A night consults
+Each night leaves an index of its accepted images in ``<state_dir>/index/<key>/<partition>.parquet``. A night consults
 only those of earlier nights, so that an old night can be validated again with the same result.
 """
 
@@ -26,7 +26,7 @@ _PLACES = ("night", "history", "golden")
 
 
 def _index_dir(run: RunRef) -> Path:
-    return Path(run.work_dir) / "index" / run.key.slug
+    return run.state_dir / "index" / run.key.slug
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -22,9 +22,10 @@ _IDENTITY = {"NAME": "stlm pipeline", "EMAIL": "pipeline@stlm.invalid"}
 class Git:
     """Git in one working tree."""
 
-    def __init__(self, root: Path) -> None:
-        """``root`` is the working tree; it need not exist before :meth:`init`."""
+    def __init__(self, root: Path, branch: str = _BRANCH) -> None:
+        """``root`` is the working tree, on ``branch``; it need not exist before :meth:`init`."""
         self._root = root
+        self._branch = branch
 
     def _run(self, *arguments: str, check: bool = True, date: str = "") -> subprocess.CompletedProcess[str]:
         # Inherited GIT_* variables, such as a hook's GIT_DIR, would point the command at another repository.
@@ -71,7 +72,42 @@ class Git:
 
     def init(self) -> None:
         """Make an empty repository."""
-        self._run("init", "-q", "-b", _BRANCH)
+        self._run("init", "-q", "-b", self._branch)
+
+    def clone(self, origin: Path, start: str) -> None:
+        """Make a clone of ``origin`` on our branch: as it is there, or begun at the commit ``start``."""
+        origin_git = Git(origin)
+        if not origin_git._ask("rev-parse", "-q", "--verify", f"refs/heads/{self._branch}"):
+            origin_git._run("branch", self._branch, start)
+        self._run("clone", "-q", "--no-hardlinks", "--branch", self._branch, str(origin), ".")
+
+    def root_commit(self) -> str:
+        """The first commit of the branch."""
+        return self._ask("rev-list", "--max-parents=0", "HEAD")
+
+    def fence(self, name: str) -> int:
+        """The highest fence that was ever noted under ``name``; 0 before the first."""
+        return max(self._fences(name), default=0)
+
+    def _fences(self, name: str) -> list[int]:
+        found = self._ask("for-each-ref", "--format=%(refname:lstrip=4)", f"refs/stlm/fence/{name}/")
+        return [int(number) for number in found.split()]
+
+    def note_fence(self, name: str, fence: int) -> None:
+        """Note a fence in the repository, outside of what is committed: it must not change what a commit is."""
+        known = self._fences(name)
+        if fence not in known:
+            self._run("update-ref", f"refs/stlm/fence/{name}/{fence}", "HEAD")
+        for number in known:
+            if number < fence:
+                self._run("update-ref", "-d", f"refs/stlm/fence/{name}/{number}", check=False)
+
+    def tags(self, prefix: str) -> list[tuple[str, str, str]]:
+        """``(tag, commit, message)`` of the tags below ``prefix`` on commits of the branch."""
+        form = "--format=%(refname:lstrip=2)%00%(objectname)%00%(contents)%01"
+        found = self._ask("for-each-ref", "--merged=HEAD", form, f"refs/tags/{prefix}")
+        rows = (row.strip("\n").split("\0") for row in found.split("\1") if row.strip("\n"))
+        return [(tag, commit, message) for tag, commit, message in rows]
 
     def clear_dead_locks(self) -> None:
         """Remove lock files of killed git processes; the caller holds the repository against live ones of its own."""
@@ -127,7 +163,7 @@ class Git:
             revision += 1
 
     def _origin_tip(self) -> str:
-        return self._ask("rev-parse", "-q", "--verify", f"refs/remotes/origin/{_BRANCH}")
+        return self._ask("rev-parse", "-q", "--verify", f"refs/remotes/origin/{self._branch}")
 
     def _has_origin(self) -> bool:
         return bool(self._ask("remote", "get-url", "origin"))
@@ -148,7 +184,7 @@ class Git:
         if not tip or self._is_ancestor(tip, "HEAD"):
             return
         if not self._ask("merge-base", "HEAD", tip):
-            raise InputError(f"{self._root}: branch {_BRANCH} of its origin shares no history with it")
+            raise InputError(f"{self._root}: branch {self._branch} of its origin shares no history with it")
         if not self._is_ancestor("HEAD", tip):
             lost = self._ask("log", "--format=%h %s", f"{tip}..HEAD")
             logger.warning("commits that origin never got are made anew by their own nights: %s", lost)
@@ -170,7 +206,7 @@ class Git:
         if not self._has_origin():
             return True
         pushed = self._run(
-            "push", "-q", "--atomic", "origin", f"HEAD:refs/heads/{_BRANCH}", f"refs/tags/{tag}", check=False
+            "push", "-q", "--atomic", "origin", f"HEAD:refs/heads/{self._branch}", f"refs/tags/{tag}", check=False
         )
         if pushed.returncode == 0:
             return True

@@ -16,7 +16,9 @@ from components.errors import InputError
 
 __all__ = [
     "ANCHOR_ALIAS",
+    "BACKFILL_ALIAS",
     "CHALLENGER_ALIAS",
+    "FENCE_TAG",
     "FROZEN_TAG",
     "HEAD_TAG",
     "LAST_CHAMPION_TAG",
@@ -26,11 +28,15 @@ __all__ = [
     "Posted",
 ]
 
+BACKFILL_ALIAS = "backfill-"
+"""Followed by a backfill's name: the last night that it has replayed."""
 PREVIOUS_ALIAS = "previous"
 """Where a roll-back would go."""
 ANCHOR_ALIAS = "anchor"
 """The best version that was ever approved."""
 CHALLENGER_ALIAS = "challenger"
+FENCE_TAG = "stlm.fence"
+"""Tag of a registered model: the highest fence of a run that registered a version."""
 FROZEN_TAG = "stlm.frozen"
 """Tag of a registered model, set by hand in MLflow: while it is there, with the reason as its value, nothing moves."""
 HEAD_TAG = "stlm.ledger_head"

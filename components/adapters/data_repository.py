@@ -11,10 +11,12 @@ import contextlib
 import hashlib
 import json
 import logging
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,10 @@ from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
 from components.adapters._git import Git
-from components.contracts import BatchRef, DatasetRef, RunRef
+from components.contracts import BatchRef, Contract, DatasetRef, Fence, ModelKey, RunRef
 from components.errors import InputError, TransientError
 
-__all__ = ["DataRepository"]
+__all__ = ["DataRepository", "NightRevision"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +48,32 @@ _PUSH_ATTEMPTS = 5
 _STORE_ERRORS = (DvcException, BotoCoreError, ClientError, OSError)
 
 
+_NIGHT_TAG = re.compile(r"(\d{4}-\d{2}-\d{2})(?:-r(\d+))?")
+_BATCH_TRAILER = re.compile(r"^Batch: \S+ sha256:([0-9a-f]{64})$", re.MULTILINE)
+_COUNTS = re.compile(r"^Add \S+ of \S+: (\d+) images in (\d+) lots")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NightRevision(Contract):
+    """A night as the repository has it."""
+
+    night: str
+    tag: str
+    commit: str
+    revision: int
+    """1, or higher where the night was collected again with other images."""
+    digest: str
+    """The batch's."""
+    num_images: int
+    num_lots: int
+
+
 class DataRepository:
     """A git and DVC repository in a folder, created on first use."""
 
-    def __init__(self, repo: Path, remote: str, endpoint_url: str = "", *, lock_seconds: float = 900.0) -> None:
+    def __init__(
+        self, repo: Path, remote: str, endpoint_url: str = "", *, lock_seconds: float = 900.0, side: str = ""
+    ) -> None:
         """Nothing is opened or made yet.
 
         Args:
@@ -57,14 +81,78 @@ class DataRepository:
             remote: Where the images are kept: a folder or ``s3://bucket/prefix``.
             endpoint_url: Server of an ``s3://`` remote that is not AWS; empty for AWS.
             lock_seconds: How long to wait for another writer before a ``TransientError``.
+            side: Name of the side branch that ``repo`` is a clone for, see :meth:`side_branch`; empty: the main one.
         """
         self._path = repo.absolute()
         self._remote = remote if "://" in remote else str(Path(remote).absolute())
         self._endpoint = endpoint_url
         self._lock_seconds = lock_seconds
-        self._git = Git(self._path)
+        self._tag_prefix = f"{side}/" if side else ""
+        self._git = Git(self._path, side) if side else Git(self._path)
 
-    def add_partition(self, run: RunRef, batch: BatchRef) -> DatasetRef:
+    def side_branch(self, name: str, clone: Path, *, start: str) -> "DataRepository":
+        """A branch of this repository, in a clone of its own, that shares the cache and pushes to this repository.
+
+        Its nights have tags of their own, ``<name>/<key>/<partition>``.
+
+        Args:
+            name: The branch; made at ``start`` if there is none.
+            clone: Folder of the clone; made if missing.
+            start: Commit of this repository; empty: its first, which has no night yet.
+
+        Returns:
+            The branch.
+
+        Raises:
+            InputError: There is no such commit, or this is no data repository.
+            TransientError: Another writer holds the repository.
+        """
+        side = DataRepository(clone, self._remote, self._endpoint, lock_seconds=self._lock_seconds, side=name)
+        if not (clone / ".git").is_dir():
+            with self._locked(), tempfile.TemporaryDirectory(dir=_made(clone.parent), prefix=".clone-") as temporary:
+                root = Path(temporary) / "repo"
+                root.mkdir()
+                Git(root, name).clone(self._path, start or self._git.root_commit())
+                cache = f"[cache]\n    dir = {self._path / '.dvc' / 'cache'}\n"
+                (root / ".dvc" / "config.local").write_text(cache, encoding="utf-8")
+                root.replace(clone)
+        return side
+
+    def nights(self, key: ModelKey) -> dict[str, "NightRevision"]:
+        """The newest revision of every night of a key; nothing but git is read.
+
+        Args:
+            key: The key.
+
+        Returns:
+            Night -> revision; empty where there is no repository yet.
+
+        Raises:
+            InputError: The folder is no git repository.
+        """
+        if not (self._path / ".git").exists():
+            return {}
+        newest: dict[str, NightRevision] = {}
+        for tag, commit, message in self._git.tags(f"{self._tag_prefix}{key.slug}/"):
+            named = _NIGHT_TAG.fullmatch(tag.removeprefix(f"{self._tag_prefix}{key.slug}/"))
+            told = _BATCH_TRAILER.search(message)
+            counted = _COUNTS.search(message)
+            if named is None or told is None or counted is None:
+                continue
+            night, revision = named[1], int(named[2] or 1)
+            if night not in newest or newest[night].revision < revision:
+                newest[night] = NightRevision(
+                    night=night,
+                    tag=tag,
+                    commit=commit,
+                    revision=revision,
+                    digest=told[1],
+                    num_images=int(counted[1]),
+                    num_lots=int(counted[2]),
+                )
+        return dict(sorted(newest.items()))
+
+    def add_partition(self, run: RunRef, batch: BatchRef, fence: Fence | None = None) -> DatasetRef:
         """Version a night's batch: add, push, commit, tag.
 
         The same batch again is the same reference; a changed batch of the same night becomes a new revision, and the
@@ -73,6 +161,7 @@ class DataRepository:
         Args:
             run: Which night.
             batch: What was collected.
+            fence: Of the writer; the repository refuses a lower one than it has seen of the key.
 
         Returns:
             Where the night lies, and at which revision.
@@ -87,8 +176,8 @@ class DataRepository:
             self._git.clear_dead_locks()
             for attempt in range(1, _PUSH_ATTEMPTS + 1):
                 self._git.catch_up()
-                commit = self._git.find_commit(_trailer(run, batch)) or self._add(run, batch, files)
-                tag = self._git.tag_commit(f"{run.key.slug}/{run.partition}", commit)
+                commit = self._git.find_commit(_trailer(run, batch)) or self._add(run, batch, files, fence)
+                tag = self._git.tag_commit(f"{self._tag_prefix}{run.key.slug}/{run.partition}", commit)
                 if self._git.publish(tag):
                     return self._reference(run, batch, commit, tag)
                 # Someone else's night came first: ours is added again on top of it, which is cheap and safe.
@@ -186,7 +275,7 @@ class DataRepository:
 
     # --- adding ---------------------------------------------------------------------------------------------------
 
-    def _add(self, run: RunRef, batch: BatchRef, files: dict[str, tuple[Path, str]]) -> str:
+    def _add(self, run: RunRef, batch: BatchRef, files: dict[str, tuple[Path, str]], fence: Fence | None) -> str:
         """Add, push and commit the partition; returns the commit."""
         path = _partition_path(run)
         folder = self._path / path
@@ -203,6 +292,10 @@ class DataRepository:
                 raise InputError(f"DVC did not add {path} as it is; these files differ: {_some(different)}")
             self._push(repo, {HashInfo("md5", md5) for md5 in added.values()}, tree)
         shutil.rmtree(self._path / _ROOT)
+        if fence is not None:
+            # Objects that a late writer left hurt nobody; its commit would.
+            fence.admit(self._git.fence(run.key.slug), f"data repository {self._path}")
+            self._git.note_fence(run.key.slug, fence.number)
         message = f"Add {run.partition} of {run.key.slug}: {batch.num_images} images in {batch.num_lots} lots"
         return self._git.commit(f"{message}\n\n{_trailer(run, batch)}\n", names=_TRACKED, date=run.partition)
 
@@ -290,6 +383,11 @@ class DataRepository:
         if gone:
             raise InputError(f"neither in the cache of {self._path} nor in {self._where}: {_some(gone)}")
         return {name: md5 for name, md5 in wanted.items() if not _copy_checked(cached[md5], into / name, "md5", md5)}
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _partition_path(run: RunRef) -> str:

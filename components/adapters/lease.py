@@ -20,7 +20,16 @@ from components.adapters.storage import Storage
 from components.contracts import Contract, canonical_json, from_json
 from components.errors import InputError, TransientError
 
-__all__ = ["Clock", "Lease", "LeaseHeldError", "LeaseObject", "StaleLeaseError", "holder_name", "utc_now"]
+__all__ = [
+    "Clock",
+    "Lease",
+    "LeaseHeldError",
+    "LeaseObject",
+    "StaleLeaseError",
+    "called",
+    "holder_name",
+    "utc_now",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +73,11 @@ def holder_name(what: str) -> str:
     return f"{what}@{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
+def called(holder: str) -> str:
+    """What a holder's name says to people: without host, process and nonce."""
+    return holder.rpartition("@")[0] or holder
+
+
 class LeaseObject:
     """One lease in a store.
 
@@ -96,7 +110,9 @@ class LeaseObject:
         found = self._read_tagged()
         return None if found is None else found[0]
 
-    def take(self, holder: str, *, seconds: float, above_fence: int = 0, wait_s: float = 0.0) -> Lease:
+    def take(
+        self, holder: str, *, seconds: float, above_fence: int = 0, wait_s: float = 0.0, going_on: bool = False
+    ) -> Lease:
         """Become the holder; wait for the present one if need be.
 
         Args:
@@ -104,6 +120,8 @@ class LeaseObject:
             seconds: How long the lease holds unless renewed.
             above_fence: Fences up to this one were seen by what the lease guards; the new one is higher.
             wait_s: How long to wait for a holder, in seconds.
+            going_on: Whether to take it over at once from a holder of the same name but for process and nonce: an
+                earlier step of the same work, or an attempt that is given up, whose fence is too low from now on.
 
         Returns:
             The lease.
@@ -116,11 +134,12 @@ class LeaseObject:
         deadline, pause_s = time.monotonic() + wait_s, _POLL_S[0]
         while True:
             now, found = self._clock(), self._read_tagged()
-            if found is None or not found[0].holder or found[0].expiry <= now:
+            mine_already = going_on and found is not None and called(found[0].holder) == called(holder)
+            if found is None or not found[0].holder or found[0].expiry <= now or mine_already:
                 fence = max(above_fence, 0 if found is None else found[0].fence) + 1
                 mine = Lease(holder=holder, fence=fence, expires_at=_iso(now + dt.timedelta(seconds=seconds)))
                 if self._write(mine, None if found is None else found[1]):
-                    if found is not None and found[0].holder:
+                    if found is not None and found[0].holder and not mine_already:
                         logger.warning("lease %s taken over from %s, which let it run out", self.where, found[0].holder)
                     return mine
             elif time.monotonic() >= deadline:

@@ -21,9 +21,9 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from components.adapters._mlflow import has_code, mlflow_client, reaching
 from components.adapters._package_cache import fetch_package
 from components.adapters._served_model import PACKAGE_PATH, save_served_model
-from components.adapters.aliases import LAST_CHAMPION_TAG, AliasBoard
+from components.adapters.aliases import FENCE_TAG, LAST_CHAMPION_TAG, AliasBoard
 from components.config import MlflowSettings
-from components.contracts import ModelKey, ModelRef, PackageRef, RunRef
+from components.contracts import Fence, ModelKey, ModelRef, PackageRef, RunRef
 from components.errors import InputError, TransientError
 
 __all__ = ["ModelRegistry", "open_registry"]
@@ -186,6 +186,24 @@ class ModelRegistry:
             )
         return content
 
+    def attach(self, key: ModelKey, number: int, attachments: Mapping[str, bytes]) -> None:
+        """Replace files that were registered with a version.
+
+        Args:
+            key: Whose model it is.
+            number: MLflow's version.
+            attachments: Files by name.
+
+        Raises:
+            InputError: There is no such version.
+            TransientError: MLflow cannot be reached.
+        """
+        version = self._version(key, number)
+        with reaching(self._uri):
+            sums = self._attach(version.tags[_DIGEST_TAG], str(version.run_id), attachments)
+            for tag, sha256 in sums.items():
+                self._client.set_model_version_tag(version.name, version.version, tag, sha256)
+
     def model_file(self, key: ModelKey, number: int, into: Path) -> None:
         """Fetch a version's ``MLmodel``, which says what it takes and gives, without the rest of it.
 
@@ -216,6 +234,7 @@ class ModelRegistry:
         run_id: str,
         tags: Mapping[str, str],
         attachments: Mapping[str, bytes] | None = None,
+        fence: Fence | None = None,
     ) -> ModelRef:
         """The version of this package; made, and its files uploaded to the run, unless it is there already.
 
@@ -225,6 +244,7 @@ class ModelRegistry:
             run_id: MLflow run that keeps the files.
             tags: Written with a new version; identity tags are added.
             attachments: Files kept beside a new version's model, by name; their sha256 become tags.
+            fence: Of the writer; the registry refuses a lower one than it has seen.
 
         Returns:
             The version with its package, downloaded again and verified.
@@ -237,8 +257,10 @@ class ModelRegistry:
             version = self._find(key, package)
             if version is None:
                 source = self._upload(package, run_id)
-                sums = self._attach(package, run_id, attachments or {})
+                sums = self._attach(package.digest, run_id, attachments or {})
                 self.aliases(key).create()
+                if fence is not None:
+                    self._admit(key, fence)
                 version = self._create_version(key, package, source=source, run_id=run_id, tags={**tags, **sums})
                 logger.info("registered model=%s version=%s", version.name, version.version)
         return self.version(key, int(version.version))
@@ -253,6 +275,34 @@ class ModelRegistry:
                 yield
         except Timeout as error:
             raise TransientError(f"{path} is held by another registration for over {_LOCK_TIMEOUT_S:.0f} s") from error
+
+    def _admit(self, key: ModelKey, fence: Fence) -> None:
+        """Refuse a writer that lost the key; remember the number of one that has it."""
+        posted = self.aliases(key).read()
+        seen = int(posted.tags.get(FENCE_TAG, "0")) if posted is not None else 0
+        fence.admit(seen, f"{key.registered_model} in {self._uri}")
+        self.aliases(key).tag(FENCE_TAG, str(fence.number))
+
+    def versions(self, key: ModelKey) -> dict[int, dict[str, str]]:
+        """Tags of every version of a key's model, without its files.
+
+        Args:
+            key: Whose model it is.
+
+        Returns:
+            Version -> tags; empty where nothing is registered.
+
+        Raises:
+            TransientError: MLflow cannot be reached.
+        """
+        with reaching(self._uri):
+            token, found = None, []
+            while True:
+                page = self._client.search_model_versions(f"name = '{key.registered_model}'", page_token=token)
+                found += list(page)
+                token = page.token
+                if not token:
+                    return {int(version.version): dict(version.tags) for version in found}
 
     def _find(self, key: ModelKey, package: PackageRef) -> ModelVersion | None:
         found = self._client.search_model_versions(
@@ -269,14 +319,14 @@ class ModelRegistry:
             self._client.log_artifacts(run_id, str(model), place)
         return f"{str(self._client.get_run(run_id).info.artifact_uri).rstrip('/')}/{place}"
 
-    def _attach(self, package: PackageRef, run_id: str, attachments: Mapping[str, bytes]) -> dict[str, str]:
+    def _attach(self, digest: str, run_id: str, attachments: Mapping[str, bytes]) -> dict[str, str]:
         """Put files among the run's artifacts; tag -> sha256."""
         if not attachments:
             return {}
         with tempfile.TemporaryDirectory(prefix="stlm-attached-") as folder:
             for name, content in attachments.items():
                 (Path(folder) / name).write_bytes(content)
-            self._client.log_artifacts(run_id, folder, f"{_ATTACHMENTS}/{package.digest[:16]}")
+            self._client.log_artifacts(run_id, folder, f"{_ATTACHMENTS}/{digest[:16]}")
         return {_attachment_tag(name): hashlib.sha256(content).hexdigest() for name, content in attachments.items()}
 
     def _create_version(

@@ -45,10 +45,14 @@ def open_run(mlflow: MlflowSettings, run: RunRef) -> str:
     lock.parent.mkdir(parents=True, exist_ok=True)
     # MLflow has no unique tags: two steps that open the same night at once would make two runs.
     with reaching(mlflow.tracking_uri), FileLock(lock):
-        experiment = _experiment(client, run.key.registered_model, mlflow.artifact_root)
+        # Replayed nights have an experiment of their own, or they would be found as the nights themselves.
+        name = f"{run.key.registered_model}.backfill" if run.backfill else run.key.registered_model
+        tags = {"stlm.key": run.key.slug, "stlm.partition": run.partition}
+        tags |= {"stlm.backfill": run.backfill} if run.backfill else {}
+        experiment = _experiment(client, name, mlflow.artifact_root)
         known = client.search_runs(
             [experiment.experiment_id],
-            f"tags.`stlm.key` = '{run.key.slug}' and tags.`stlm.partition` = '{run.partition}'",
+            " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items()),
             order_by=["attributes.start_time ASC"],
             max_results=1,
         )
@@ -56,8 +60,8 @@ def open_run(mlflow: MlflowSettings, run: RunRef) -> str:
             return str(known[0].info.run_id)
         created = client.create_run(
             experiment.experiment_id,
-            run_name=run.partition,
-            tags={"stlm.key": run.key.slug, "stlm.partition": run.partition},
+            run_name=f"{run.partition} {run.backfill}".rstrip(),
+            tags=tags,
         )
         return str(created.info.run_id)
 

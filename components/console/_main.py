@@ -53,6 +53,21 @@ def _report(workspace: Workspace, args: argparse.Namespace) -> int:
     return report(workspace, key=args.key, partition=args.night, open_page=args.open)
 
 
+def _backfill(workspace: Workspace, args: argparse.Namespace) -> int:
+    from components.console._backfill import backfill
+
+    return backfill(
+        workspace,
+        key=args.key,
+        first=args.first,
+        last=args.last,
+        mode=args.mode,
+        only_plan=args.plan,
+        skip_bad=args.skip_bad,
+        ancestor=args.ancestor,
+    )
+
+
 def _screen(workspace: Workspace, args: argparse.Namespace) -> int:
     from components.console._review import screen
 
@@ -139,6 +154,22 @@ def _parser() -> argparse.ArgumentParser:
     command("data", _data, "Make the quick start's data.")
     add_promotion_commands(command, _at_least_one)
     add_bench_commands(commands)
+
+    backfill = command("backfill", _backfill, "Old nights once more, beside what serves: plan, replay or score them.")
+    backfill.add_argument("--key", default="", help="model key, product.line.camera or product/line/camera")
+    backfill.add_argument("--from", dest="first", required=True, metavar="YYYY-MM-DD", help="the first night")
+    backfill.add_argument("--to", dest="last", required=True, metavar="YYYY-MM-DD", help="the last night")
+    backfill.add_argument("--plan", action="store_true", help="say what would be done, and change nothing")
+    backfill.add_argument(
+        "--mode",
+        choices=("replay", "evaluate-only"),
+        default="replay",
+        help="rebuild the lineage (replay), or score old candidates on today's golden set",
+    )
+    backfill.add_argument("--skip-bad", action="store_true", help="leave out nights whose images cannot be used")
+    backfill.add_argument(
+        "--ancestor", default="", metavar="NIGHT", help="the night to build on, or none (the last champion before)"
+    )
 
     screen = command("screen", _screen, "Put images before a person, most suspicious first; the accepted become a lot.")
     screen.add_argument("--night", default="", metavar="YYYY-MM-DD", help="the night that the images are for")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from components.contracts import RunRef
-from components.night_record import StepRecord, failures, is_finished, read_night
+from components.night_record import StepRecord, failures, is_finished, is_locked, read_night
 
 __all__ = ["night_lines", "page_of", "verdict_of"]
 
@@ -37,6 +37,8 @@ def verdict_of(records: dict[str, StepRecord]) -> str:
     """The night in a word: the gate's verdict, or why there is none."""
     if failures(records):
         return "FAILED"
+    if is_locked(records):
+        return "LOCKED"
     if decision := _outputs(records, "gate"):
         return str(decision["verdict"])
     if (_outputs(records, "collect") or {}).get("status") == "NOTHING_NEW":
@@ -50,6 +52,8 @@ def _outputs(records: dict[str, StepRecord], step: str) -> dict[str, Any] | None
 
 
 def _ending(records: dict[str, StepRecord]) -> str:
+    if is_locked(records):
+        return f"not begun, {records['collect'].detail}"
     if not is_finished(records):
         return "failed" if failures(records) else "unfinished"
     promotion = _outputs(records, "promote")

@@ -58,6 +58,8 @@ def test_addresses_are_left_alone(tmp_path: Path, uri: str) -> None:
         ("retries = 1", "retires = 1", r"pipeline\.toml.*schedule: unknown field 'retires'"),
         ("retries = 1", 'cron = "hourly"', r"cron needs five fields, got 'hourly'"),
         ("retries = 1", 'timezone = "Mars/Olympus"', r"timezone must be one like .*, got 'Mars/Olympus'"),
+        ("retries = 1", "lease_s = 0.0", r"lease_s must be positive, got 0\.0"),
+        ("retries = 1", "lease_wait_s = -1.0", r"lease_wait_s must not be negative, got -1\.0"),
         ("num_threads = 1", "held_out_share = 1.0", r"held_out_share must be within \(0, 1\), got 1\.0"),
         ('device = "cpu"', 'device = "tpu"', r"fine_tune\.device: expected one of .*, got 'tpu'"),
         ('product = "tiles"', 'product = "Tiles"', r"product must be lower-case letters"),

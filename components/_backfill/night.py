@@ -1,0 +1,221 @@
+"""One replayed night without a scheduler: the nine steps, one after the other, each leaving its record."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from components._backfill.chain import Replayed
+from components._backfill.opening import close_night, collect_again, open_night, version_again
+from components.collect import CollectOutputs
+from components.config import ModelSettings, PipelineConfig
+from components.contracts import (
+    ANCHOR_ALIAS,
+    CandidateRef,
+    Contract,
+    DatasetRef,
+    EvaluationRef,
+    Fence,
+    GateDecision,
+    PackageRef,
+    Parent,
+    PromotionRef,
+    ReportRef,
+    RunRef,
+    ValidationRef,
+)
+from components.errors import InputError
+from components.evaluate import EvaluateInputs, evaluate
+from components.export import ExportInputs, export
+from components.fine_tune import FineTuneInputs, fine_tune
+from components.gate import GateInputs, gate
+from components.night_record import StepRecord, begin_step, write_record
+from components.promote import PromoteInputs, promote
+from components.report import ReportInputs, report
+from components.validate import ValidateInputs, validate
+
+__all__ = ["BadNightError", "replay_night"]
+
+logger = logging.getLogger(__name__)
+
+OutputsT = TypeVar("OutputsT", bound=Contract)
+
+
+class BadNightError(InputError):
+    """The night's own images cannot be used; the nights around it may well be."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Night:
+    config: PipelineConfig
+    model: ModelSettings
+    run: RunRef
+    fence: Fence
+
+    def step(self, name: str, body: Callable[[], OutputsT]) -> OutputsT:
+        """Run a step and keep its record, as a task does."""
+        begin_step(self.run, name)
+        started = time.monotonic()
+
+        def record(outcome: Any, **more: Any) -> None:
+            seconds = round(time.monotonic() - started, 2)
+            write_record(self.run, StepRecord(step=name, outcome=outcome, seconds=seconds, **more), self.fence)
+            logger.info("step=%s night=%s backfill=%s outcome=%s seconds=%.2f", name, self.run.partition,
+                        self.run.backfill, outcome, seconds)  # fmt: skip
+
+        try:
+            outputs = body()
+        except Exception as error:
+            is_ours = isinstance(error, InputError)
+            record("FAILED", detail=str(error) if is_ours else f"{type(error).__name__}: {error}")
+            if is_ours and name in ("collect", "version", "validate"):
+                raise BadNightError(f"night {self.run.partition}, {name}: {error}") from error
+            raise
+        record("SUCCEEDED", outputs=outputs.to_json())
+        return outputs
+
+
+def replay_night(config: PipelineConfig, model: ModelSettings, run: RunRef, fence: Fence) -> Replayed:
+    """Replay a night whose turn it is.
+
+    Args:
+        config: The configuration.
+        model: The key's entry in it.
+        run: The night of a backfill.
+        fence: Of the run that holds the key.
+
+    Returns:
+        What it came to.
+
+    Raises:
+        BadNightError: Its images are damaged, gone, or none of them may be learnt from.
+        InputError: Something else is wrong: recipe, golden set, registry.
+        TransientError: A store cannot be reached, or the key was lost to another run.
+    """
+    opening = open_night(config, model, run)
+    if opening is None:
+        raise BadNightError(f"night {run.partition} is not in the data repository any more")
+    night, paths, mlflow = _Night(config=config, model=model, run=run, fence=fence), config.paths, config.mlflow
+    remote: dict[str, str] = {"dvc_remote": paths.dvc_remote, "s3_endpoint_url": paths.s3_endpoint_url}
+
+    def collect() -> CollectOutputs:
+        return collect_again(config, run, opening)
+
+    collected = night.step("collect", collect)
+    assert collected.batch is not None
+    batch = collected.batch
+    dataset: DatasetRef = night.step("version", lambda: version_again(config, run, opening, batch, fence))
+    validation: ValidationRef = night.step(
+        "validate",
+        lambda: validate(
+            ValidateInputs(
+                run=run,
+                dataset=dataset,
+                golden=model.golden,
+                mlflow=mlflow,
+                settings=config.validate,
+                champion_alias=config.promote.alias,
+                anchor_alias=ANCHOR_ALIAS,
+                zero_shot=config.zero_shot,
+                parent=Parent(model=opening.parent),
+                **remote,
+            )
+        ),
+    )
+    candidate: CandidateRef = night.step(
+        "fine_tune",
+        lambda: fine_tune(
+            FineTuneInputs(
+                run=run,
+                dataset=dataset,
+                validation=validation,
+                recipe=model.recipe,
+                settings=config.fine_tune,
+                **remote,
+            )
+        ),
+    )
+    evaluation: EvaluationRef = night.step(
+        "evaluate",
+        lambda: evaluate(
+            EvaluateInputs(
+                run=run,
+                candidate=candidate,
+                champion=opening.champion,
+                anchor=opening.anchor,
+                golden=model.golden,
+                settings=config.evaluate,
+                validate=config.validate,
+            )
+        ),
+    )
+    package: PackageRef = night.step(
+        "export",
+        lambda: export(
+            ExportInputs(
+                run=run,
+                candidate=candidate,
+                evaluation=evaluation,
+                champion=opening.champion,
+                golden=model.golden,
+                settings=config.export,
+            )
+        ),
+    )
+    decision: GateDecision = night.step(
+        "gate",
+        lambda: gate(
+            GateInputs(
+                run=run,
+                evaluation=evaluation,
+                package=package,
+                golden=model.golden,
+                settings=config.gate,
+                export=config.export,
+            )
+        ),
+    )
+    promotion: PromotionRef = night.step(
+        "promote",
+        lambda: promote(
+            PromoteInputs(
+                run=run,
+                package=package,
+                decision=decision,
+                dataset=dataset,
+                validation=validation,
+                evaluation=evaluation,
+                candidate=candidate,
+                mlflow=mlflow,
+                settings=config.promote,
+            ),
+            fence=fence,
+        ),
+    )
+    page: ReportRef = night.step(
+        "report",
+        lambda: report(
+            ReportInputs(
+                run=run,
+                collect=collected.to_json(),
+                dataset=dataset,
+                validation=validation,
+                candidate=candidate,
+                evaluation=evaluation,
+                package=package,
+                decision=decision,
+                promotion=promotion,
+                golden=model.golden,
+                mlflow=mlflow,
+                settings=config.report,
+            )
+        ),
+    )
+    logger.info("backfill=%s night=%s page=%s", run.backfill, run.partition, page.page_path)
+    shutil.rmtree(run.run_dir / "collect", ignore_errors=True)  # they are in the data repository
+    fence.admit(0, str(run.run_dir))
+    return close_night(
+        run, evaluation=evaluation, decision=decision, promotion=promotion, package_dir=package.package_dir
+    )
