@@ -148,9 +148,7 @@ def _promote(
     )
 
 
-def _replayed(
-    desk: Desk, judged: Judged, run_id: str, calibration: Calibration, fence: Fence | None
-) -> PromotionRef:
+def _replayed(desk: Desk, judged: Judged, run_id: str, calibration: Calibration, fence: Fence | None) -> PromotionRef:
     """Register a replayed night's candidate, for the next night to build on and for a person to promote."""
     run = judged.run
     version, record = register(desk, judged, calibration, run_id=run_id, fence=fence)

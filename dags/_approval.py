@@ -24,16 +24,10 @@ class AskApprovers(HITLOperator):
     """Asks the named people whether a candidate that passed the gate may take over; no answer in time is a no.
 
     What they were asked about is parked with the task and comes back with the answer, so that a candidate that was
-    judged anew meanwhile does not inherit it. A candidate that did not pass, or that a backfill made, is not asked about. Returns
-    :class:`components.contracts.Approval` as JSON.
-
-    Args:
-        approvers: Their names in Airflow; nobody else can answer.
-        hours: How long to wait.
-        model: The registered model, for the headline.
-        package: What would be promoted: the step's output.
-        decision: The gate's output.
-        **task_options: Further options of the task.
+    judged anew meanwhile does not inherit it. A candidate that did not pass, or that a backfill made, is not asked
+    about. Returns :class:`components.contracts.Approval` as JSON. Args: approvers: Their names in Airflow; nobody else
+    can answer. hours: How long to wait. model: The registered model, for the headline. package: What would be
+    promoted: the step's output. decision: The gate's output. **task_options: Further options of the task.
     """
 
     template_fields = ("subject", "body", "package", "decision")

@@ -96,9 +96,7 @@ class Step:
         dag_run, params = context["dag_run"], context["params"]
         partition = _partition(dag_run.partition_key, params.get("partition"))
         try:
-            return RunRef(
-                key=self._key, partition=partition, work_dir=self._work_dir, backfill=backfill_of(context)
-            )
+            return RunRef(key=self._key, partition=partition, work_dir=self._work_dir, backfill=backfill_of(context))
         except ValueError as error:
             raise AirflowFailException(str(error)) from error
 

@@ -182,29 +182,6 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         )
 
     @step(pool="promotion")
-    def shadow(run: RunRef, dataset: Json, validation: Json) -> Contract:
-        """Score the challenger beside the champion on new normals; after enough nights, let it in or drop it."""
-        from components import shadow as component
-
-        if run.backfill:
-            return ShadowRef(outcome="NO_CHALLENGER", challenger=None, champion=None, detail="a replay has none")
-        return component.shadow(
-            component.ShadowInputs(
-                run=run,
-                dataset=DatasetRef.from_json(dataset),
-                validation=ValidationRef.from_json(validation),
-                dvc_remote=paths.dvc_remote,
-                s3_endpoint_url=paths.s3_endpoint_url,
-                golden=model.golden,
-                mlflow=mlflow,
-                settings=config.promote,
-                nights=model.shadow_nights,
-                min_agreement=model.shadow_min_agreement,
-                max_alarm_rate=model.shadow_alarm_rate,
-            )
-        )
-
-    @step(pool="promotion")
     def promote(
         run: RunRef,
         package: Json,
@@ -235,26 +212,6 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
             ),
             fence=current_fence(),
         )
-
-    @step(trigger_rule="all_done")
-    def report(run: RunRef, *outputs: Json | None) -> Contract:
-        """Write the page a person reads in the morning, whatever happened."""
-        from components import report as component
-
-        fields = _report_fields(*outputs)
-        page = component.report(
-            component.ReportInputs(
-                run=run,
-                **fields,
-                failures=failures_of(run, (*STEPS[:-1], "shadow", "approve")),
-                golden=model.golden,
-                mlflow=mlflow,
-                settings=config.report,
-            )
-        )
-        if run.backfill and fields["promotion"] is not None:
-            replayed.close(run, fields)
-        return page
 
     with DAG(
         dag_id=f"nightly_retrain.{key.slug}",
@@ -295,10 +252,10 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         decision = gate(evaluation, package)
         approval = _approval(model, package, decision) if model.approvers else None
         promotion = promote(package, decision, dataset, validation, evaluation, candidate, approval)
-        shadowed = [shadow(dataset, validation)] if model.shadow_nights else []
+        shadowed = [_shadow(step, config, model)(dataset, validation)] if model.shadow_nights else []
         # Before the night's own candidate, whose verdict is stale where the challenger takes over.
         shadowed >> promotion
-        page = report(
+        page = _report(step, config, model)(
             collected,
             dataset,
             validation,
@@ -312,6 +269,61 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         # The report runs whatever happened, so it cannot say how the run ended: this leaf fails where a step failed.
         [promotion, page] >> EmptyOperator(task_id="finish", trigger_rule="none_failed")
     return dag
+
+
+def _shadow(step: Step, config: PipelineConfig, model: ModelSettings) -> Any:
+    """The step that scores the challenger."""
+
+    @step(pool="promotion")
+    def shadow(run: RunRef, dataset: Json, validation: Json) -> Contract:
+        """Score the challenger beside the champion on new normals; after enough nights, let it in or drop it."""
+        from components import shadow as component
+
+        if run.backfill:
+            return ShadowRef(outcome="NO_CHALLENGER", challenger=None, champion=None, detail="a replay has none")
+        return component.shadow(
+            component.ShadowInputs(
+                run=run,
+                dataset=DatasetRef.from_json(dataset),
+                validation=ValidationRef.from_json(validation),
+                dvc_remote=config.paths.dvc_remote,
+                s3_endpoint_url=config.paths.s3_endpoint_url,
+                golden=model.golden,
+                mlflow=config.mlflow,
+                settings=config.promote,
+                nights=model.shadow_nights,
+                min_agreement=model.shadow_min_agreement,
+                max_alarm_rate=model.shadow_alarm_rate,
+            )
+        )
+
+    return shadow
+
+
+def _report(step: Step, config: PipelineConfig, model: ModelSettings) -> Any:
+    """The step that writes the morning page."""
+
+    @step(trigger_rule="all_done")
+    def report(run: RunRef, *outputs: Json | None) -> Contract:
+        """Write the page a person reads in the morning, whatever happened."""
+        from components import report as component
+
+        fields = _report_fields(*outputs)
+        page = component.report(
+            component.ReportInputs(
+                run=run,
+                **fields,
+                failures=failures_of(run, (*STEPS[:-1], "shadow", "approve")),
+                golden=model.golden,
+                mlflow=config.mlflow,
+                settings=config.report,
+            )
+        )
+        if run.backfill and fields["promotion"] is not None:
+            replayed.close(run, fields)
+        return page
+
+    return report
 
 
 def _approval(model: ModelSettings, package: Any, decision: Any) -> Any:
