@@ -42,7 +42,7 @@ HEADINGS = (
     "pixel AP",
     "PRO(0.3)",
     "probe AUROC (training side)",
-    "parameters",
+    "stored values",
     "training s",
     "ms an image",
 )
@@ -90,8 +90,8 @@ def _train(model: AnomalyModel, fit_paths: Sequence[Path], held_paths: Sequence[
     return time.perf_counter() - started
 
 
-def _cost(detector: Detector, num_parameters: int, seconds: float) -> list[str]:
-    """Parameters, training seconds, and the median time of a forward pass on one image, already resized."""
+def _cost(detector: Detector, num_values: int, seconds: float) -> list[str]:
+    """Stored values, training seconds, and the median time of a forward pass on one image, already resized."""
     image = torch.rand(1, 3, *detector.image_size, generator=torch.Generator().manual_seed(SEED))
     times = []
     with torch.inference_mode():
@@ -99,11 +99,12 @@ def _cost(detector: Detector, num_parameters: int, seconds: float) -> list[str]:
             started = time.perf_counter()
             detector(image)
             times.append(1000 * (time.perf_counter() - started))
-    return [f"{num_parameters / 1e6:.2f} M", f"{seconds:.0f}", f"{np.median(times):.0f}"]
+    return [f"{num_values / 1e6:.2f} M", f"{seconds:.0f}", f"{np.median(times):.0f}"]
 
 
-def _num_parameters(model: torch.nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
+def _num_values(model: torch.nn.Module) -> int:
+    """Everything that is stored: parameters, and what is fitted without gradients."""
+    return sum(value.numel() for value in model.state_dict().values())
 
 
 def _variants(model: TwoStream) -> dict[str, TwoStream]:
@@ -145,13 +146,13 @@ def _compare(name: str, train: Sequence[Path], golden: GoldenSet) -> None:
     started = time.perf_counter()
     peer.fit(pixels)
     seconds = time.perf_counter() - started
-    size = _num_parameters(peer.trunk) + peer.bank.numel()
+    size = _num_values(peer.trunk) + peer.bank.numel()
     rows.append(["PatchCore", *_figures(golden, score_images(peer, images)), "-", *_cost(peer, size, seconds)])
     model = build_model(lite(), seed=SEED)
     seconds = _train(model, fit_paths, held_paths)
     for label, variant in _variants(model).items():
         figures = _figures(golden, score_images(variant, images))
-        cost = _cost(variant, _num_parameters(variant), seconds)
+        cost = _cost(variant, _num_values(variant), seconds)
         rows.append([label, *figures, _probe_auroc(variant, held_paths), *cost])
     rows += _isstad_rows(fit_paths, held_paths, golden)
     counts = f"{len(train)} normals, {len(images)} test images, seed {SEED}, {torch.get_num_threads()} threads"
@@ -165,7 +166,7 @@ def _isstad_rows(fit_paths: Sequence[Path], held_paths: Sequence[Path], golden: 
     rows = []
     for label, network in {"ISSTAD (small)": model, "  map scaled per image": _per_image(model)}.items():
         figures = _figures(golden, score_images(network, [item.path for item in golden.items]))
-        cost = _cost(network, _num_parameters(network), seconds)
+        cost = _cost(network, _num_values(network), seconds)
         rows.append([label, *figures, _probe_auroc(network, held_paths), *cost])
     return rows
 
