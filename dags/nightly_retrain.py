@@ -35,7 +35,6 @@ from components.contracts import (
     ValidationRef,
 )
 from components.night_record import STEPS
-from dags._approval import AskApprovers
 from dags._run import Json, Step, configuration, failures_of
 
 
@@ -292,6 +291,8 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
 
 def _approval(model: ModelSettings, package: Any, decision: Any) -> Any:
     """The question to people, and its answer as an input of what follows."""
+    from dags._approval import AskApprovers  # Airflow's part of it takes a while to import, and few keys ask
+
     return AskApprovers(
         task_id="approve",
         doc_md="Ask the approvers whether the candidate may take over; no answer in time is a no.",
