@@ -40,7 +40,6 @@ from components.contracts import (
 )
 from components.night_record import STEPS
 from dags import _replayed as replayed
-from dags._approval import AskApprovers
 from dags._run import Json, Step, configuration, current_fence, failures_of
 
 
@@ -328,6 +327,8 @@ def _report(step: Step, config: PipelineConfig, model: ModelSettings) -> Any:
 
 def _approval(model: ModelSettings, package: Any, decision: Any) -> Any:
     """The question to people, and its answer as an input of what follows."""
+    from dags._approval import AskApprovers  # Airflow's part of it takes a while to import, and few keys ask
+
     return AskApprovers(
         task_id="approve",
         doc_md="Ask the approvers whether the candidate may take over; no answer in time is a no.",

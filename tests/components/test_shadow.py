@@ -165,6 +165,7 @@ def test_while_one_stands_beside_the_champion_the_next_waits_and_a_new_champion_
     assert "challenger" not in line.aliases
 
 
+@pytest.mark.slow
 def test_a_freeze_holds_it_until_somebody_unfreezes(line: Line) -> None:
     line.challenge("quiet")
     line.night(3)
