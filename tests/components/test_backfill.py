@@ -69,7 +69,8 @@ def test_two_nights_are_replayed_beside_what_serves_and_a_second_call_runs_nothi
 
     first, second = result.nights
     assert (result.name, result.num_run, result.champion_version) == ("20260301-on-scratch", 2, None)
-    assert first.model is not None and second.model is not None
+    assert first.model is not None
+    assert second.model is not None
     lineage = json.loads((Path(second.model.package_dir) / "lineage.json").read_text())
     assert lineage["parent_candidate_key"] == first.model.candidate_key
     assert (lineage["parent_version"], lineage["partition"]) == (first.model.version, NIGHTS[1])

@@ -34,7 +34,7 @@ def _second() -> RunRef:
 @pytest.mark.parametrize("state", ["queued", "running"])
 def test_a_night_is_refused_while_an_earlier_one_of_a_backfill_waits_or_runs(state: str) -> None:
     context = _context({FIRST: None, SECOND: None, THIRD: None}, {FIRST: state})
-    with pytest.raises(AirflowFailException, match="night 2026-03-01 .* is not done yet, and 2026-03-02 builds on it"):
+    with pytest.raises(AirflowFailException, match=r"night 2026-03-01 .* is not done yet, and 2026-03-02 builds on it"):
         _check_order(context, _second())
 
 
