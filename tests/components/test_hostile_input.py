@@ -96,7 +96,7 @@ def _infinite_size(producer: Producer) -> None:
     ("prepare", "message"),
     [
         (_a_hundred_thousand_missing, "differs from its manifest: 0.png is missing.* and 99980 more$"),
-        (_a_hundred_thousand_with_doubles, "named twice.*: 0.png, 1.png, 10.png, 100.png, 1000"),
+        (_a_hundred_thousand_with_doubles, "named twice.*: 0.png, 1.png, 10.png, 100.png, 101.png, ...$"),
         (_nested, "nested too deeply"),
         (_endless_manifest, "larger than 64 MiB"),
         (_two_ways_to_write_an_accent, "named twice"),

@@ -13,11 +13,10 @@ from components.adapters.tracking import open_run
 from components.config import PromoteSettings, ScheduleSettings
 from components.contracts import Fence
 from components.night_record import StepRecord, read_night, write_record
-from components.promote import promote
 from tests.helpers.model_package import KEY as CELLS
-from tests.helpers.model_package import new_mlflow, write_package
+from tests.helpers.model_package import new_mlflow, night
 from tests.helpers.old_nights import archive, tree_digest
-from tests.helpers.promotion import inputs_for
+from tests.helpers.promotion import another_package
 from tests.helpers.tiny_nights import KEY, NIGHTS, make_tiny_world
 
 
@@ -124,12 +123,12 @@ def test_a_late_commit_to_the_data_repository_is_refused(tmp_path: Path) -> None
 def test_a_late_version_is_refused_by_the_registry(tmp_path: Path) -> None:
     late, present = _lost(tmp_path)
     mlflow = new_mlflow(tmp_path / "mlflow")
-    inputs = inputs_for(tmp_path, mlflow)
     registry = ModelRegistry(mlflow.tracking_uri, tmp_path / "models")
-    run_id = open_run(mlflow, inputs.run)
-    registry.register(CELLS, write_package(tmp_path / "present", seed=1), run_id=run_id, tags={}, fence=present)
+    run_id = open_run(mlflow, night(tmp_path))
+    registry.register(CELLS, another_package(tmp_path / "present", 1), run_id=run_id, tags={}, fence=present)
+    package = another_package(tmp_path / "late", 2)
     for fence in (late, _Asleep(late.number)):
         with pytest.raises(StaleLeaseError, match=f"written under fence {present.number}, this run's is {late.number}"):
-            promote(inputs, fence=fence)
+            registry.register(CELLS, package, run_id=run_id, tags={}, fence=fence)
     assert len(registry.versions(CELLS)) == 1
     assert registry.champion(CELLS) is None
