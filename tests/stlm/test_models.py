@@ -148,11 +148,15 @@ def test_k_centre_picks_one_of_each_cluster_first() -> None:
 
 
 def test_finer_levels_sharpen_the_map_and_coarser_ones_judge_the_image() -> None:
-    model = build_model(recipe("lite"), seed=0, pretrained=False)
-    assert model.core_taps == (4, 7, 10)
-    assert model.extra_taps == (2,)
-    config = dataclasses.replace(recipe("lite").model, distribution_taps=(2, 15))
+    scores = ("aggregation", "deep_distribution")
+    config = dataclasses.replace(recipe("lite").model, distribution_taps=(2, 15), score_maps=scores)
     deep = build_model(dataclasses.replace(recipe("lite"), model=config), seed=0, pretrained=False)
+    model = build_model(
+        dataclasses.replace(recipe("lite"), model=dataclasses.replace(config, distribution_taps=(2,))),
+        seed=0,
+        pretrained=False,
+    )
+    assert (model.core_taps, model.extra_taps) == ((4, 7, 10), (2,))
     distances = torch.arange(5.0).view(1, 5, 1, 1)
     assert float(deep._of_levels(distances, deep=False)) == pytest.approx((0 + 1 + 2 + 3) / 4)
     assert float(deep._of_levels(distances, deep=True)) == pytest.approx((0 + 1 + 2 + 4) / 4)
