@@ -8,8 +8,6 @@ its name. Every sub-step before the commit is content-addressed, so a retry afte
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import re
 import shutil
@@ -29,9 +27,20 @@ from dvc_data.hashfile.transfer import transfer
 from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
 from filelock import FileLock, Timeout
-from ruamel.yaml import YAML
 
 from components.adapters._git import Git
+from components.adapters._partition import (
+    ROOT,
+    batch_files,
+    copy_checked,
+    dir_md5,
+    entries,
+    is_md5,
+    partition_path,
+    select,
+    some,
+    trailer,
+)
 from components.contracts import BatchRef, Contract, DatasetRef, Fence, ModelKey, RunRef
 from components.errors import InputError, TransientError
 
@@ -39,9 +48,8 @@ __all__ = ["DataRepository", "NightRevision"]
 
 logger = logging.getLogger(__name__)
 
-_ROOT = "data"
 _REMOTE = "store"
-_TRACKED = (f"{_ROOT}.dvc", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore")
+_TRACKED = (f"{ROOT}.dvc", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore")
 _CACHE_TYPES = "reflink,hardlink,copy"
 _JOBS = 8
 _PUSH_ATTEMPTS = 5
@@ -170,13 +178,13 @@ class DataRepository:
             InputError: The batch is not what its manifest says, or the folder is no data repository.
             TransientError: Another writer holds the repository, or the remote cannot be reached.
         """
-        files = _batch_files(batch)
+        files = batch_files(batch)
         with self._locked():
             self._create()
             self._git.clear_dead_locks()
             for attempt in range(1, _PUSH_ATTEMPTS + 1):
                 self._git.catch_up()
-                commit = self._git.find_commit(_trailer(run, batch)) or self._add(run, batch, files, fence)
+                commit = self._git.find_commit(trailer(run, batch)) or self._add(run, batch, files, fence)
                 tag = self._git.tag_commit(f"{self._tag_prefix}{run.key.slug}/{run.partition}", commit)
                 if self._git.publish(tag):
                     return self._reference(run, batch, commit, tag)
@@ -202,8 +210,8 @@ class DataRepository:
             raise InputError(f"{self._path} is no data repository, cannot fetch {revision} from it")
         with self._open(self._path) as repo:
             tree = self._tree_at(repo, revision)
-            wanted = _select(tree, paths, f"{revision} of {self._path}")
-            lacking = {name: md5 for name, md5 in wanted.items() if not _is_md5(into / name, md5)}
+            wanted = select(tree, paths, f"{revision} of {self._path}")
+            lacking = {name: md5 for name, md5 in wanted.items() if not is_md5(into / name, md5)}
             damaged = self._copy_out(repo, lacking, into)
             for md5 in damaged.values():
                 # The cached object rotted: the remote's counts, and is checked on its way in.
@@ -239,9 +247,9 @@ class DataRepository:
             (root / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n", encoding="utf-8")
             (root / ".dvcignore").write_text("", encoding="utf-8")
             # Tracking data/ while it is empty makes the first night like every other one.
-            (root / _ROOT).mkdir()
+            (root / ROOT).mkdir()
             with self._open(root) as repo:
-                repo.add(str(root / _ROOT), relink=False)
+                repo.add(str(root / ROOT), relink=False)
             git.commit("Begin the data repository", names=_TRACKED, date="2000-01-01")
             root.replace(self._path)
         logger.info("created data repository=%s remote=%s", self._path, self._remote)
@@ -277,27 +285,27 @@ class DataRepository:
 
     def _add(self, run: RunRef, batch: BatchRef, files: dict[str, tuple[Path, str]], fence: Fence | None) -> str:
         """Add, push and commit the partition; returns the commit."""
-        path = _partition_path(run)
+        path = partition_path(run)
         folder = self._path / path
-        self._git.restore(f"{_ROOT}.dvc")  # a crashed attempt may have left its own
-        shutil.rmtree(self._path / _ROOT, ignore_errors=True)
+        self._git.restore(f"{ROOT}.dvc")  # a crashed attempt may have left its own
+        shutil.rmtree(self._path / ROOT, ignore_errors=True)
         for name, (source, sha256) in files.items():
-            if not source.is_file() or not _copy_checked(source, folder / name, "sha256", sha256):
+            if not source.is_file() or not copy_checked(source, folder / name, "sha256", sha256):
                 raise InputError(f"{source} is gone or has changed since it was collected, expected sha256 {sha256}")
         with self._open(self._path) as repo:
             tree = self._dvc_add(repo, folder)
-            added = _entries(tree, path)
+            added = entries(tree, path)
             if set(added) != set(files):
                 different = sorted(set(added) ^ set(files))
-                raise InputError(f"DVC did not add {path} as it is; these files differ: {_some(different)}")
+                raise InputError(f"DVC did not add {path} as it is; these files differ: {some(different)}")
             self._push(repo, {HashInfo("md5", md5) for md5 in added.values()}, tree)
-        shutil.rmtree(self._path / _ROOT)
+        shutil.rmtree(self._path / ROOT)
         if fence is not None:
             # Objects that a late writer left hurt nobody; its commit would.
             fence.admit(self._git.fence(run.key.slug), f"data repository {self._path}")
             self._git.note_fence(run.key.slug, fence.number)
         message = f"Add {run.partition} of {run.key.slug}: {batch.num_images} images in {batch.num_lots} lots"
-        return self._git.commit(f"{message}\n\n{_trailer(run, batch)}\n", names=_TRACKED, date=run.partition)
+        return self._git.commit(f"{message}\n\n{trailer(run, batch)}\n", names=_TRACKED, date=run.partition)
 
     def _dvc_add(self, repo: Repo, folder: Path) -> Tree:
         """Merge ``folder`` into the listing of ``data/``; returns the new listing."""
@@ -349,8 +357,8 @@ class DataRepository:
             repo=str(self._path),
             revision=commit,
             tag=tag,
-            dvc_md5=_dir_md5(self._git.show(commit, f"{_ROOT}.dvc")),
-            path=_partition_path(run),
+            dvc_md5=dir_md5(self._git.show(commit, f"{ROOT}.dvc")),
+            path=partition_path(run),
             digest=batch.digest,
             num_images=batch.num_images,
         )
@@ -358,7 +366,7 @@ class DataRepository:
     # --- reading --------------------------------------------------------------------------------------------------
 
     def _tree_at(self, repo: Repo, revision: str) -> Tree:
-        listing = HashInfo("md5", _dir_md5(self._git.show(revision, f"{_ROOT}.dvc")))
+        listing = HashInfo("md5", dir_md5(self._git.show(revision, f"{ROOT}.dvc")))
         local = repo.cache.local
         for source in ("cache", "remote"):
             if source == "remote":
@@ -381,92 +389,10 @@ class DataRepository:
             self._pull(repo, {HashInfo("md5", md5) for md5 in absent})
         gone = [name for name, md5 in wanted.items() if not cached[md5].exists()]
         if gone:
-            raise InputError(f"neither in the cache of {self._path} nor in {self._where}: {_some(gone)}")
-        return {name: md5 for name, md5 in wanted.items() if not _copy_checked(cached[md5], into / name, "md5", md5)}
+            raise InputError(f"neither in the cache of {self._path} nor in {self._where}: {some(gone)}")
+        return {name: md5 for name, md5 in wanted.items() if not copy_checked(cached[md5], into / name, "md5", md5)}
 
 
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _partition_path(run: RunRef) -> str:
-    return f"{_ROOT}/{run.key.path}/{run.partition}"
-
-
-def _trailer(run: RunRef, batch: BatchRef) -> str:
-    """The line by which a batch's commit is found again."""
-    return f"Batch: {run.key.slug}/{run.partition} sha256:{batch.digest}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _batch_files(batch: BatchRef) -> dict[str, tuple[Path, str]]:
-    """Name within the partition -> file and its sha256: the images, and the manifest that says what they are."""
-    manifest = Path(batch.manifest_path)
-    files = {"manifest.json": (manifest, batch.digest)}
-    try:
-        for lot in json.loads(manifest.read_text(encoding="utf-8"))["lots"]:
-            for image in lot["images"]:
-                name = f"{lot['lot']}/{image['name']}"
-                files[name] = (Path(batch.image_dir) / name, image["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"batch manifest {manifest} cannot be read: {error!r}") from error
-    if len(files) != batch.num_images + 1:
-        raise InputError(f"batch manifest {manifest} lists {len(files) - 1} images, expected {batch.num_images}")
-    return files
-
-
-def _copy_checked(source: Path, target: Path, algorithm: str, expected: str) -> bool:
-    """Copy ``source`` while hashing; ``target`` appears, whole, only if the hash is ``expected``."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
-    with source.open("rb") as reader, temporary.open("wb") as writer:
-        while chunk := reader.read(1 << 20):
-            digest.update(chunk)
-            writer.write(chunk)
-    if digest.hexdigest() != expected:
-        temporary.unlink()
-        return False
-    temporary.replace(target)
-    return True
-
-
-def _is_md5(path: Path, expected: str) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest() == expected
-
-
-def _dir_md5(dvc_file: str) -> str:
-    """The md5 in the text of a ``data.dvc``, with its ``.dir``."""
-    return str(YAML(typ="safe").load(dvc_file)["outs"][0]["md5"])
-
-
-def _entries(tree: Tree, folder: str) -> dict[str, str]:
-    """Name relative to ``folder`` (itself relative to the repository) -> md5."""
-    prefix = tuple(folder.split("/")[1:])
-    return {
-        "/".join(key[len(prefix) :]): oid.value
-        for key, _, oid in tree
-        if key[: len(prefix)] == prefix and oid is not None and oid.value
-    }
-
-
-def _select(tree: Tree, paths: Sequence[str], where: str) -> dict[str, str]:
-    """Repository-relative name -> md5 of the files at, or below, ``paths``."""
-    everything = {f"{_ROOT}/{name}": md5 for name, md5 in _entries(tree, _ROOT).items()}
-    wanted: dict[str, str] = {}
-    unknown = []
-    for path in (path.rstrip("/") for path in paths):
-        below = [path] if path in everything else [name for name in everything if name.startswith(f"{path}/")]
-        wanted |= {name: everything[name] for name in below}
-        if not below:
-            unknown.append(path)
-    if unknown:
-        raise InputError(f"{where} has no {_some(unknown)}")
-    return wanted

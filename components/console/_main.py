@@ -153,7 +153,6 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--open", action="store_true", help="open it in the browser")
     command("data", _data, "Make the quick start's data.")
     add_promotion_commands(command, _at_least_one)
-    add_bench_commands(commands)
 
     backfill = command("backfill", _backfill, "Old nights once more, beside what serves: plan, replay or score them.")
     backfill.add_argument("--key", default="", help="model key, product.line.camera or product/line/camera")
@@ -188,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--accept", default="", metavar="FILE", help="carry out the page's decisions")
         sub.add_argument("--open", action="store_true", help="open the page in the browser")
+    add_bench_commands(commands)
     return parser
 
 

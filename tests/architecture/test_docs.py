@@ -58,6 +58,13 @@ def test_every_make_target_that_is_named_exists(document: str) -> None:
     assert named <= targets, f"{document} names make targets that do not exist: {sorted(named - targets)}"
 
 
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """Its options and those of the commands below it."""
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    inner = (options_of(choice) for action in below for choice in action.choices.values())
+    return set(parser._option_string_actions).union(*inner)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_stlm_command_and_option_that_is_named_exists(document: str) -> None:
     known = subcommands()
@@ -70,7 +77,7 @@ def test_every_stlm_command_and_option_that_is_named_exists(document: str) -> No
             continue
         _, command, rest = match.groups()
         assert command in known, f"{document}: `{line}` names no command of stlm"
-        options = set(known[command]._option_string_actions)
+        options = options_of(known[command])
         unknown = set(re.findall(r"--[a-z-]+", rest.split("#")[0])) - options
         assert not unknown, f"{document}: `{line}` names options that {command} does not have: {unknown}"
 
