@@ -506,6 +506,7 @@ def test_wrong_inputs_are_named_and_leave_no_outputs(world, harm, message):
     assert not list((world.root / "work").rglob("outputs.json"))
 
 
+@pytest.mark.slow
 def test_the_command_line_gives_the_same_evaluation(shared, tmp_path):
     world, results = shared
     golden, evaluation = results["masks"]

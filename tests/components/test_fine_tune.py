@@ -136,7 +136,7 @@ def test_a_second_call_returns_the_candidate_without_training(tmp_path: Path) ->
     assert weights.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_killed_training_goes_on_and_ends_with_the_same_weights(tmp_path: Path, how: signal.Signals) -> None:
     world = make_tiny_world(tmp_path)
     world.feed(NIGHTS[0], num_images=60)

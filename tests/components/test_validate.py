@@ -404,6 +404,7 @@ def test_drift_does_not_quarantine_a_whole_night(plant: Plant) -> None:
     assert ref.champion is not None
 
 
+@pytest.mark.slow
 def test_a_shell_gets_the_same_answer_and_the_exit_code(plant: Plant, capsys: pytest.CaptureFixture[str]) -> None:
     plant.deliver("lot", "2026-11-01", goods(0, 6) | {"empty.png": b""})
     inputs = plant.inputs("2026-11-01")
