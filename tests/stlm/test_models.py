@@ -164,8 +164,8 @@ def test_finer_levels_sharpen_the_map_and_coarser_ones_judge_the_image() -> None
     assert model.map_names == ("aggregation", "distribution", "deep_distribution")
     maps = torch.tensor([1.0, 10.0, 100.0]).view(1, 3, 1, 1)
     anomaly_map, score_map = model.fuse(maps)
-    assert float(anomaly_map) == pytest.approx(0.25 * 1 + 0.75 * 10)
-    assert float(score_map) == pytest.approx(0.25 * 1 + 0.75 * 100)
+    assert float(anomaly_map) == pytest.approx(0.2 * 1 + 0.8 * 10)
+    assert float(score_map) == pytest.approx(0.2 * 1 + 0.8 * 100)
 
 
 def test_training_does_not_see_the_extra_levels() -> None:
