@@ -156,7 +156,10 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
     candidate = _write_candidate(inputs, folder, model.cpu(), result, new_memory, seconds, len(training), len(replay))
     write_json(
         folder / "held_out.json",
-        [{"path": str(images / i.path), "sha256": i.sha256, "night": i.night} for i in held_out_memory],
+        [
+            {"path": str(images / i.path), "sha256": i.sha256, "night": i.night, "doubtful": i.doubtful}
+            for i in held_out_memory
+        ],
     )
     write_json(
         folder / "training.json",

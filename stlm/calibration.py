@@ -80,6 +80,7 @@ def calibrate_threshold(
     scores: npt.ArrayLike,
     target_false_alarm_rate: float,
     *,
+    ceiling: float | None = None,
     seed: int = 0,
     bootstrap_samples: int = 1000,
     confidence: float = 0.95,
@@ -89,6 +90,8 @@ def calibrate_threshold(
     Args:
         scores: ``(N,)`` scores of held-out normals.
         target_false_alarm_rate: Share of normals that may raise an alarm, in (0, 1).
+        ceiling: The threshold is not above this, one of the scores: a bound for where the highest ones are not surely
+            normals. What is promised then is what the scores above it allow.
         seed: Of the bootstrap.
         bootstrap_samples: Resamples behind the interval.
         confidence: Of the interval.
@@ -109,6 +112,8 @@ def calibrate_threshold(
         raise MetricUndefinedError(f"{np.count_nonzero(~np.isfinite(values))} of {num} held-out scores are not finite")
     # The product is rounded first: 20 * 0.95 must not become 19.000000000000004 and then 20.
     rank = min(num, math.ceil(round((num + 1) * (1 - target_false_alarm_rate), 9)))
+    if ceiling is not None:
+        rank = min(rank, max(1, int(np.count_nonzero(values <= ceiling))))
     promised = (num + 1 - rank) / (num + 1)
     if promised > target_false_alarm_rate + 1e-9:
         logger.warning(

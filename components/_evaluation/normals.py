@@ -28,6 +28,8 @@ class ListedImage:
     path: Path
     sha256: str
     night: str
+    doubtful: bool = False
+    """Screening kept it from training without being sure that it is defective."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +81,10 @@ def read_listing(candidate: CandidateRef, name: str, run: RunRef) -> list[Listed
     try:
         entries = [
             ListedImage(
-                path=Path(entry["path"]), sha256=str(entry["sha256"]), night=str(entry.get("night", run.partition))
+                path=Path(entry["path"]),
+                sha256=str(entry["sha256"]),
+                night=str(entry.get("night", run.partition)),
+                doubtful=bool(entry.get("doubtful", False)),
             )
             for entry in json.loads(listing.read_text("utf-8"))
         ]
@@ -121,9 +126,12 @@ def calibrate(
     scores = {
         name: score(model, paths, settings, f"{name} on held-out normals").scores for name, model in models.items()
     }
+    sure = scores["candidate"][[not entry.doubtful for entry in entries]]
     calibration = calibrate_threshold(
         scores["candidate"],
         settings.target_false_alarm_rate,
+        # Doubtful images say how many good ones score high, but some are defects: none of them sets the threshold.
+        ceiling=float(sure.max()) if sure.size else None,
         seed=seed_of("calibrate", candidate.candidate_key),
         bootstrap_samples=settings.bootstrap_samples,
         confidence=settings.confidence,

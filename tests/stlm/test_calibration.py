@@ -81,3 +81,16 @@ def test_a_threshold_that_is_not_finite_is_refused():
     text = calibrate_threshold([1.0, 2.0], 0.4).to_json().replace('"threshold": 2.0', '"threshold": NaN')
     with pytest.raises(DataError, match="finite"):
         Calibration.from_json(text)
+
+
+def test_scores_that_may_be_defects_count_but_never_set_the_threshold() -> None:
+    sure, doubtful = np.arange(18.0), [40.0, 50.0]
+    pooled = np.r_[sure, doubtful]
+    free = calibrate_threshold(pooled, 0.05)
+    bounded = calibrate_threshold(pooled, 0.05, ceiling=17.0)
+    assert free.threshold == 50.0
+    assert bounded.threshold == 17.0
+    assert bounded.promised_false_alarm_rate == pytest.approx(3 / 21)
+    # Where the quantile lies among the sure ones, the bound changes nothing; the doubtful ones raise it.
+    assert calibrate_threshold(pooled, 0.3, ceiling=17.0).threshold == 14.0
+    assert calibrate_threshold(sure, 0.3).threshold == 13.0
