@@ -45,7 +45,10 @@ def test_they_promote_and_roll_back_and_a_refusal_fails_the_run(
     assert _run(promote, candidate="2") == "success"
     chain, posted = _desk(world).look()
     assert posted.aliases == {"champion": 2, "previous": 1, "anchor": 1}
-    assert (chain.entries[-1].body["by"], chain.entries[-1].body["reason"]) == ("Ada", "false alarms")
+    assert (chain.entries[-1].body["by"], chain.entries[-1].body["reason"]) == (
+        "Ada (account dag_test)",
+        "false alarms",
+    )
 
     assert _run(promote, candidate="3") == "failed"
     assert _desk(world).look()[0].entries == chain.entries
