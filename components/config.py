@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from components.config_operators import AlertSettings, NotifySettings
 from components.config_steps import (
     EvaluateSettings,
     ExportSettings,
@@ -22,6 +23,7 @@ from components.contracts import ModelKey, from_json
 from components.errors import InputError
 
 __all__ = [
+    "AlertSettings",
     "CollectSettings",
     "EvaluateSettings",
     "ExportSettings",
@@ -29,6 +31,7 @@ __all__ = [
     "GateSettings",
     "MlflowSettings",
     "ModelSettings",
+    "NotifySettings",
     "Paths",
     "PipelineConfig",
     "PromoteSettings",
@@ -97,6 +100,11 @@ class ScheduleSettings:
             raise ValueError(f"timezone must be one like 'Europe/Berlin', got {self.timezone!r}") from None
         dt.date.fromisoformat(self.start_date)
         _check(len(self.cron.split()) == 5, f"cron needs five fields, got {self.cron!r}")
+
+    @property
+    def start(self) -> dt.datetime:
+        """Midnight of ``start_date`` where the factory is."""
+        return dt.datetime.fromisoformat(self.start_date).replace(tzinfo=ZoneInfo(self.timezone))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,6 +198,8 @@ class PipelineConfig:
     gate: GateSettings = field(default_factory=GateSettings)
     promote: PromoteSettings = PromoteSettings()
     report: ReportSettings = ReportSettings()
+    alerts: AlertSettings = field(default_factory=AlertSettings)
+    notify: NotifySettings = field(default_factory=NotifySettings)
     zero_shot: ZeroShotSettings = field(default_factory=ZeroShotSettings)
 
     def __post_init__(self) -> None:

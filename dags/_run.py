@@ -79,15 +79,7 @@ class Step:
                 with self._key_held(function.__name__, run):
                     return _run_step(function, run, upstream)
 
-            options = {
-                "task_id": function.__name__,
-                "doc_md": function.__doc__,
-                "multiple_outputs": False,
-                "retries": self._schedule.retries,
-                "retry_delay": dt.timedelta(seconds=self._schedule.retry_delay_s),
-            }
-            decorated: Callable[..., Any] = task(**(options | task_options))(body)
-            return decorated
+            return _task_of(function, body, self._schedule, task_options)
 
         return decorate
 
@@ -179,6 +171,21 @@ def _check_order(context: Context, run: RunRef) -> None:
             )
 
 
+def _task_of(
+    function: Callable[..., Contract], body: Callable[..., Json], schedule: ScheduleSettings, more: dict[str, Any]
+) -> Callable[..., Any]:
+    """``body`` as the task that is named and described like ``function``; ``more`` may change every option."""
+    options = {
+        "task_id": function.__name__,
+        "doc_md": function.__doc__,
+        "multiple_outputs": False,
+        "retries": schedule.retries,
+        "retry_delay": dt.timedelta(seconds=schedule.retry_delay_s),
+    }
+    decorated: Callable[..., Any] = task(**(options | more))(body)
+    return decorated
+
+
 def by_hand(schedule: ScheduleSettings, **task_options: Any) -> Callable[[Callable[[Json], Contract]], Any]:
     """Decorator that turns a function of the trigger form's values into a task; it belongs to no night.
 
@@ -202,14 +209,7 @@ def by_hand(schedule: ScheduleSettings, **task_options: Any) -> Callable[[Callab
             logger.info("task=%s %s", function.__name__, outputs)
             return outputs
 
-        return task(
-            task_id=function.__name__,
-            doc_md=function.__doc__,
-            multiple_outputs=False,
-            retries=schedule.retries,
-            retry_delay=dt.timedelta(seconds=schedule.retry_delay_s),
-            **task_options,
-        )(body)
+        return _task_of(function, body, schedule, task_options)
 
     return decorate
 

@@ -13,9 +13,7 @@ Where the key has approvers, the task ``approve`` asks them between gate and pro
 step ``shadow`` scores the challenger beside the champion.
 """
 
-import datetime as dt
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, CronPartitionTimetable, Param
@@ -221,9 +219,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
             timezone=config.schedule.timezone,
             key_format="%Y-%m-%d",
         ),
-        start_date=dt.datetime.fromisoformat(config.schedule.start_date).replace(
-            tzinfo=ZoneInfo(config.schedule.timezone)
-        ),
+        start_date=config.schedule.start,
         catchup=False,
         max_active_runs=1,
         params={

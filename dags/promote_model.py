@@ -6,9 +6,6 @@ person must be one of them and start the run with that account. To let a candida
 and a terminal: `stlm promote --break-glass`.
 """
 
-import datetime as dt
-from zoneinfo import ZoneInfo
-
 from airflow.sdk import DAG, Param
 
 from components.config import PipelineConfig
@@ -53,9 +50,7 @@ def promote_model(config: PipelineConfig) -> DAG:
         description="a named candidate takes over by hand",
         doc_md=__doc__,
         schedule=None,
-        start_date=dt.datetime.fromisoformat(config.schedule.start_date).replace(
-            tzinfo=ZoneInfo(config.schedule.timezone)
-        ),
+        start_date=config.schedule.start,
         catchup=False,
         params=person_params(config)
         | {

@@ -4,9 +4,6 @@ One DAG for all model keys, started by hand; the trigger form asks for the key, 
 is the champion before the present one. A wrong value starts no task.
 """
 
-import datetime as dt
-from zoneinfo import ZoneInfo
-
 from airflow.sdk import DAG, Param
 
 from components.config import PipelineConfig
@@ -47,9 +44,7 @@ def rollback_model(config: PipelineConfig) -> DAG:
         description="an earlier champion serves again",
         doc_md=__doc__,
         schedule=None,
-        start_date=dt.datetime.fromisoformat(config.schedule.start_date).replace(
-            tzinfo=ZoneInfo(config.schedule.timezone)
-        ),
+        start_date=config.schedule.start,
         catchup=False,
         params=person_params(config)
         | {

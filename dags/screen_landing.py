@@ -6,9 +6,6 @@ them from there. The page's decisions, given to ``stlm screen --accept``, become
 night. Where the key has a champion, its own map sorts the images, else CLIP does.
 """
 
-import datetime as dt
-from zoneinfo import ZoneInfo
-
 from airflow.sdk import DAG, Param
 from airflow.sdk.exceptions import AirflowSkipException
 
@@ -73,9 +70,7 @@ def screen_landing(config: PipelineConfig, model: ModelSettings) -> DAG:
         description="intake -> a page on which a person accepts or rejects",
         doc_md=__doc__,
         schedule=None,
-        start_date=dt.datetime.fromisoformat(config.schedule.start_date).replace(
-            tzinfo=ZoneInfo(config.schedule.timezone)
-        ),
+        start_date=config.schedule.start,
         catchup=False,
         max_active_runs=1,
         params={
