@@ -41,7 +41,7 @@ class NotifySettings:
     """Whether nights that went well are not told."""
     webhook_url: str = ""
     """Gets a signed POST of JSON; ``env:NAME`` takes a secret address from an environment variable; empty: none."""
-    webhook_secret_env: str = "STLM_WEBHOOK_SECRET"  # noqa: S105 - a name
+    webhook_secret_env: str = "STLM_WEBHOOK_SECRET"
     """Environment variable with the secret of the signature; empty: unsigned."""
     mail_to: tuple[str, ...] = ()
     """Empty: no mail."""

@@ -21,7 +21,8 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from components.config import PipelineConfig, PromoteSettings, ScheduleSettings, load_config
 from components.contracts import Contract, Fence, ModelKey, RunRef
 from components.errors import InputError, TransientError
-from components.night_record import STEPS, StepRecord, begin_step, read_night, write_record
+from components.night_record import STEPS, StepRecord, begin_step, is_locked, read_night, write_record
+from dags._metrics import step_ended
 
 __all__ = [
     "AIRFLOW_BACKFILL",
@@ -29,6 +30,7 @@ __all__ = [
     "Json",
     "Step",
     "backfill_of",
+    "began",
     "by_hand",
     "configuration",
     "current_fence",
@@ -246,6 +248,12 @@ def failures_of(run: RunRef, steps: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{step}: {_why(records.get(step))}" for step in steps if states.get(step) == "failed")
 
 
+def began(run: RunRef) -> bool:
+    """Whether the records of the night are the current run's own: one that found the key held may find the holder's."""
+    skipped = _states(get_current_context(), [STEPS[0]]).get(STEPS[0]) == "skipped"
+    return not skipped or is_locked(read_night(run))
+
+
 def _states(context: Context, steps: list[str]) -> dict[str, Any]:
     """Step -> Airflow's state of its task in the present run."""
     dag_run = context["dag_run"]
@@ -296,6 +304,7 @@ def _run_step(function: Callable[..., Contract], run: RunRef, upstream: tuple[An
             ),
             current_fence(),
         )
+        step_ended(run, step, outcome, seconds, outputs)
 
     try:
         outputs = function(run, *upstream).to_json()

@@ -10,9 +10,10 @@ beside what serves (see "Backfill" in the README): they never move ``champion``,
 night first. One run at a time holds the model key: a nightly run that does not get it in time is skipped.
 
 Where the key has approvers, the task ``approve`` asks them between gate and promotion; where it has shadow nights, the
-step ``shadow`` scores the challenger beside the champion.
+step ``shadow`` scores the challenger beside the champion. Where somebody is to be told, ``notify`` comes last.
 """
 
+import datetime as dt
 from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
@@ -38,7 +39,10 @@ from components.contracts import (
 )
 from components.night_record import STEPS
 from dags import _replayed as replayed
-from dags._run import Json, Step, configuration, current_fence, failures_of
+from dags._metrics import night_ended
+from dags._run import Json, Step, began, configuration, current_fence, failures_of
+
+_BEFORE_REPORT = (*STEPS[:-1], "shadow", "approve")
 
 
 def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
@@ -263,6 +267,8 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         )
         # The report runs whatever happened, so it cannot say how the run ended: this leaf fails where a step failed.
         [promotion, page] >> EmptyOperator(task_id="finish", trigger_rule="none_failed")
+        if config.notify.is_on:
+            page >> _notify(config, model)()
     return dag
 
 
@@ -308,7 +314,7 @@ def _report(step: Step, config: PipelineConfig, model: ModelSettings) -> Any:
             component.ReportInputs(
                 run=run,
                 **fields,
-                failures=failures_of(run, (*STEPS[:-1], "shadow", "approve")),
+                failures=failures_of(run, _BEFORE_REPORT),
                 golden=model.golden,
                 mlflow=config.mlflow,
                 settings=config.report,
@@ -316,9 +322,35 @@ def _report(step: Step, config: PipelineConfig, model: ModelSettings) -> Any:
         )
         if run.backfill and fields["promotion"] is not None:
             replayed.close(run, fields)
+        if not run.backfill:
+            night_ended(config, model, run, page.summary["badge"], dt.datetime.now(dt.UTC))
         return page
 
     return report
+
+
+def _notify(config: PipelineConfig, model: ModelSettings) -> Any:
+    """The step that tells people and machines; it holds no lease, for the night is over."""
+
+    @Step(model.key, config.paths.work_dir, config.schedule)(trigger_rule="all_done")
+    def notify(run: RunRef) -> Contract:
+        """Tell how the night ended, whatever happened; what cannot be delivered is logged and changes nothing."""
+        from components import notify as component
+
+        if run.backfill or not began(run):
+            raise AirflowSkipException("a replayed night, or one that another run is at: nothing to tell")
+        return component.notify(
+            component.NotifyInputs(
+                run=run,
+                failures=failures_of(run, (*_BEFORE_REPORT, "report")),
+                mlflow=config.mlflow,
+                champion_alias=config.promote.alias,
+                alerts=config.alerts,
+                settings=config.notify,
+            )
+        )
+
+    return notify
 
 
 def _approval(model: ModelSettings, package: Any, decision: Any) -> Any:

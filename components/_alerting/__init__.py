@@ -1,0 +1,1 @@
+"""What operators are told of the nights, and how it reaches them."""
