@@ -37,12 +37,10 @@ from components.contracts import (
     ShadowRef,
     ValidationRef,
 )
-from components.night_record import STEPS
 from dags import _replayed as replayed
 from dags._metrics import night_ended
-from dags._run import Json, Step, began, configuration, current_fence, failures_of
-
-_BEFORE_REPORT = (*STEPS[:-1], "shadow", "approve")
+from dags._notification import BEFORE_REPORT, notify_task
+from dags._run import Json, Step, configuration, current_fence, failures_of
 
 
 def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
@@ -268,7 +266,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         # The report runs whatever happened, so it cannot say how the run ended: this leaf fails where a step failed.
         [promotion, page] >> EmptyOperator(task_id="finish", trigger_rule="none_failed")
         if config.notify.is_on:
-            page >> _notify(config, model)()
+            page >> notify_task(config, model)()
     return dag
 
 
@@ -314,7 +312,7 @@ def _report(step: Step, config: PipelineConfig, model: ModelSettings) -> Any:
             component.ReportInputs(
                 run=run,
                 **fields,
-                failures=failures_of(run, _BEFORE_REPORT),
+                failures=failures_of(run, BEFORE_REPORT),
                 golden=model.golden,
                 mlflow=config.mlflow,
                 settings=config.report,
@@ -327,30 +325,6 @@ def _report(step: Step, config: PipelineConfig, model: ModelSettings) -> Any:
         return page
 
     return report
-
-
-def _notify(config: PipelineConfig, model: ModelSettings) -> Any:
-    """The step that tells people and machines; it holds no lease, for the night is over."""
-
-    @Step(model.key, config.paths.work_dir, config.schedule)(trigger_rule="all_done")
-    def notify(run: RunRef) -> Contract:
-        """Tell how the night ended, whatever happened; what cannot be delivered is logged and changes nothing."""
-        from components import notify as component
-
-        if run.backfill or not began(run):
-            raise AirflowSkipException("a replayed night, or one that another run is at: nothing to tell")
-        return component.notify(
-            component.NotifyInputs(
-                run=run,
-                failures=failures_of(run, (*_BEFORE_REPORT, "report")),
-                mlflow=config.mlflow,
-                champion_alias=config.promote.alias,
-                alerts=config.alerts,
-                settings=config.notify,
-            )
-        )
-
-    return notify
 
 
 def _approval(model: ModelSettings, package: Any, decision: Any) -> Any:

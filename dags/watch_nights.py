@@ -25,7 +25,7 @@ def night_before(schedule: ScheduleSettings, moment: dt.datetime) -> str | None:
     from croniter import croniter
 
     due: dt.datetime = croniter(schedule.cron, moment).get_prev(dt.datetime)
-    return due.date().isoformat() if moment - due < dt.timedelta(days=1) else None
+    return due.date().isoformat() if moment - due <= dt.timedelta(days=1) else None
 
 
 def watch_nights(config: PipelineConfig) -> DAG:
