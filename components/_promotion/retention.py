@@ -1,11 +1,48 @@
-"""Deleting versions, but never one that somebody may ask for: MLflow would delete its aliases with it."""
+"""What may go, and what somebody may ask for: MLflow deletes the aliases of a version with it."""
+
+from collections.abc import Iterable, Mapping
 
 from components._promotion.desk import Desk
-from components._promotion.standing import ROLES
-from components.adapters.aliases import PROMOTED_TAG
+from components._promotion.standing import ROLES, Standing
+from components.adapters.aliases import PROMOTED_TAG, Posted
+from components.adapters.ledger import Entry
 from components.errors import InputError
 
-__all__ = ["delete_version"]
+__all__ = ["delete_version", "named_candidates", "why_kept"]
+
+
+def why_kept(version: int, tags: Mapping[str, str], standing: Standing, posted: Posted) -> str:
+    """Why a version must stay; empty where it may go.
+
+    Args:
+        version: The version.
+        tags: Its tags.
+        standing: What the ledger says of its key.
+        posted: What the registry says.
+
+    Returns:
+        The reason, to be read after "is kept: ".
+    """
+    carries = sorted(alias for alias, number in posted.aliases.items() if number == version)
+    if carries:
+        return f"it carries {', '.join(map(repr, carries))}"
+    if version in standing.carried or PROMOTED_TAG in tags:
+        return f"it was one of {', '.join(ROLES)}, and may be asked for"
+    return ""
+
+
+def named_candidates(entries: Iterable[Entry], kept: Iterable[Mapping[str, str]]) -> frozenset[str]:
+    """Keys of the candidates that the ledger names.
+
+    Args:
+        entries: The ledger.
+        kept: Tags of the versions that must stay.
+
+    Returns:
+        Their keys.
+    """
+    recorded = (entry.body.get("record", {}).get("candidate_key") for entry in entries)
+    return frozenset(key for key in (*recorded, *(tags.get("stlm.candidate_key") for tags in kept)) if key)
 
 
 def delete_version(desk: Desk, version: int, *, by: str) -> None:
@@ -25,11 +62,7 @@ def delete_version(desk: Desk, version: int, *, by: str) -> None:
         tags = held.version_tags(version)
         if tags is None:
             raise InputError(f"{name} has no version {version}")
-        carries = sorted(alias for alias, number in held.posted.aliases.items() if number == version)
-        if carries:
-            raise InputError(f"version {version} of {name} is kept: it carries {', '.join(map(repr, carries))}")
-        if version in held.standing.carried or PROMOTED_TAG in tags:
-            raise InputError(
-                f"version {version} of {name} is kept: it was one of {', '.join(ROLES)}, and may be asked for"
-            )
+        why = why_kept(version, tags, held.standing, held.posted)
+        if why:
+            raise InputError(f"version {version} of {name} is kept: {why}")
         held.delete_version(version)

@@ -14,12 +14,24 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from components.adapters._mlflow import has_code, mlflow_client, reaching
 from components.config import MlflowSettings
 from components.contracts import RunRef
 
-__all__ = ["artifact_uri", "close_run", "log_artifacts", "log_curves", "log_metrics", "open_run", "set_tags"]
+__all__ = [
+    "artifact_uri",
+    "close_run",
+    "delete_artifacts",
+    "find_run",
+    "list_artifacts",
+    "log_artifacts",
+    "log_curves",
+    "log_metrics",
+    "open_run",
+    "set_tags",
+]
 
 _BATCH = 1000
 """MLflow's own limit of metrics in one request."""
@@ -45,25 +57,44 @@ def open_run(mlflow: MlflowSettings, run: RunRef) -> str:
     lock.parent.mkdir(parents=True, exist_ok=True)
     # MLflow has no unique tags: two steps that open the same night at once would make two runs.
     with reaching(mlflow.tracking_uri), FileLock(lock):
-        # Replayed nights have an experiment of their own, or they would be found as the nights themselves.
-        name = f"{run.key.registered_model}.backfill" if run.backfill else run.key.registered_model
-        tags = {"stlm.key": run.key.slug, "stlm.partition": run.partition}
-        tags |= {"stlm.backfill": run.backfill} if run.backfill else {}
-        experiment = _experiment(client, name, mlflow.artifact_root)
-        known = client.search_runs(
-            [experiment.experiment_id],
-            " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items()),
-            order_by=["attributes.start_time ASC"],
-            max_results=1,
-        )
-        if known:
-            return str(known[0].info.run_id)
+        experiment = _experiment(client, _experiment_name(run), mlflow.artifact_root)
+        known = _search(client, experiment, run)
+        if known is not None:
+            return known
         created = client.create_run(
             experiment.experiment_id,
             run_name=f"{run.partition} {run.backfill}".rstrip(),
-            tags=tags,
+            tags=_tags(run),
         )
         return str(created.info.run_id)
+
+
+def find_run(mlflow: MlflowSettings, run: RunRef) -> str | None:
+    """The id of the night's MLflow run, if it has one; raises ``TransientError`` if MLflow cannot be reached."""
+    client = mlflow_client(mlflow.tracking_uri)
+    with reaching(mlflow.tracking_uri):
+        experiment = client.get_experiment_by_name(_experiment_name(run))
+        return None if experiment is None else _search(client, experiment, run)
+
+
+def _experiment_name(run: RunRef) -> str:
+    # Replayed nights have an experiment of their own, or they would be found as the nights themselves.
+    return f"{run.key.registered_model}.backfill" if run.backfill else run.key.registered_model
+
+
+def _tags(run: RunRef) -> dict[str, str]:
+    tags = {"stlm.key": run.key.slug, "stlm.partition": run.partition}
+    return tags | ({"stlm.backfill": run.backfill} if run.backfill else {})
+
+
+def _search(client: MlflowClient, experiment: Experiment, run: RunRef) -> str | None:
+    known = client.search_runs(
+        [experiment.experiment_id],
+        " and ".join(f"tags.`{name}` = '{value}'" for name, value in _tags(run).items()),
+        order_by=["attributes.start_time ASC"],
+        max_results=1,
+    )
+    return str(known[0].info.run_id) if known else None
 
 
 def _experiment(client: MlflowClient, name: str, artifact_root: str) -> Experiment:
@@ -192,6 +223,53 @@ def artifact_uri(mlflow: MlflowSettings, run_id: str, artifact_path: str = "") -
     with reaching(mlflow.tracking_uri):
         root = str(client.get_run(run_id).info.artifact_uri).rstrip("/")
     return f"{root}/{artifact_path}".rstrip("/")
+
+
+def list_artifacts(mlflow: MlflowSettings, run_id: str, top: str, *, depth: int) -> dict[str, int]:
+    """Artifacts of a run below a folder.
+
+    Args:
+        mlflow: Where the tracking server is.
+        run_id: From :func:`open_run`.
+        top: The folder within the run's artifacts.
+        depth: 1: the folder itself; 2: what lies in it.
+
+    Returns:
+        Path -> bytes of all that is in it; empty where there is no such folder.
+
+    Raises:
+        TransientError: MLflow cannot be reached.
+    """
+    client = mlflow_client(mlflow.tracking_uri)
+    sizes: dict[str, int] = {}
+    with reaching(mlflow.tracking_uri):
+        folders = [top]
+        while folders:
+            for file in client.list_artifacts(run_id, folders.pop()):
+                if file.is_dir:
+                    folders.append(file.path)
+                    continue
+                place = "/".join(file.path.split("/")[:depth])
+                sizes[place] = sizes.get(place, 0) + int(file.file_size or 0)
+    return sizes
+
+
+def delete_artifacts(mlflow: MlflowSettings, run_id: str, paths: Sequence[str]) -> None:
+    """Delete artifacts of a run; those that are gone already are no error.
+
+    Args:
+        mlflow: Where the tracking server is.
+        run_id: From :func:`open_run`.
+        paths: Files or folders within the run's artifacts.
+
+    Raises:
+        TransientError: MLflow cannot be reached.
+    """
+    client = mlflow_client(mlflow.tracking_uri)
+    with reaching(mlflow.tracking_uri):
+        repository = get_artifact_repository(str(client.get_run(run_id).info.artifact_uri), mlflow.tracking_uri)
+        for path in paths:
+            repository.delete_artifacts(path)
 
 
 def close_run(mlflow: MlflowSettings, run_id: str, *, failed: bool = False) -> None:

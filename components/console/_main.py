@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from components.console._bench_commands import add_bench_commands
+from components.console._operator_commands import add_operator_commands
 from components.console._promotion_commands import add_promotion_commands
 from components.console._workspace import Workspace, open_workspace
 from components.errors import EXIT_INPUT_ERROR, EXIT_TRANSIENT_ERROR, InputError, TransientError
@@ -170,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
         "--ancestor", default="", metavar="NIGHT", help="the night to build on, or none (the last champion before)"
     )
 
+    add_operator_commands(command, _at_least_one)
     screen = command("screen", _screen, "Put images before a person, most suspicious first; the accepted become a lot.")
     screen.add_argument("--night", default="", metavar="YYYY-MM-DD", help="the night that the images are for")
     screen.add_argument("--lot", default="", help="name of the accepted lot (YYYYMMDD-screened)")

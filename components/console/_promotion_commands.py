@@ -8,12 +8,14 @@ from typing import Protocol
 from components.console._workspace import Workspace
 from components.errors import InputError
 
-__all__ = ["add_promotion_commands"]
+__all__ = ["Adder", "add_promotion_commands"]
 
 Run = Callable[[Workspace, argparse.Namespace], int]
 
 
-class _Adder(Protocol):
+class Adder(Protocol):
+    """Adds a command: name, function, help."""
+
     def __call__(self, name: str, function: Run, text: str) -> argparse.ArgumentParser: ...
 
 
@@ -83,7 +85,7 @@ def _delete_version(workspace: Workspace, args: argparse.Namespace) -> int:
     return delete_version(workspace, key=args.key, version=args.version, by=args.by)
 
 
-def add_promotion_commands(command: _Adder, at_least_one: Callable[[str], int]) -> None:
+def add_promotion_commands(command: Adder, at_least_one: Callable[[str], int]) -> None:
     """Add them to the parser.
 
     Args:

@@ -56,7 +56,9 @@ def status(workspace: Workspace, *, num_nights: int) -> int:
         for run in known[-num_nights:]:
             records = read_night(run)
             image_auroc = _image_auroc(records["evaluate"].outputs) if "evaluate" in records else ""
-            print(f"  {run.partition}  {verdict_of(records):<13} {image_auroc:<20} {page_of(records) or ''}".rstrip())
+            page = page_of(records)
+            place = page if page is not None and page.exists() else ""  # old pages are swept away
+            print(f"  {run.partition}  {verdict_of(records):<13} {image_auroc:<20} {place}".rstrip())
     return 1 if num_broken else 0
 
 

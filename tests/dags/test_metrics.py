@@ -9,11 +9,12 @@ import pytest
 from airflow.sdk.observability import stats
 from airflow.sdk.observability.metrics import stats_utils
 
+from components.adapters.ledger import Chain, Ledger
+from components.adapters.storage import open_storage
 from components.contracts import RunRef
 from components.night_record import StepRecord, write_record
 from dags._metrics import night_ended, step_ended
 from tests.helpers.model_package import new_mlflow
-from tests.helpers.promotion import World
 from tests.helpers.tiny_nights import KEY, make_tiny_world
 
 RUN = RunRef(key=KEY, partition="2026-03-01", work_dir="work")
@@ -69,3 +70,27 @@ def test_a_replayed_night_is_not_counted(server: socket.socket) -> None:
     replay = RunRef(key=KEY, partition="2026-03-01", work_dir="work", backfill="airflow")
     step_ended(replay, "gate", "SUCCEEDED", 1, {"verdict": "PROMOTE"})
     assert received(server) == {}
+
+
+def test_the_age_of_the_champion_and_the_row_of_bad_nights_are_told(tmp_path: Path, server: socket.socket) -> None:
+    new_mlflow(tmp_path / "mlflow")
+    world = make_tiny_world(tmp_path)
+    begun = dt.datetime(2026, 3, 1, 2, tzinfo=dt.UTC)
+    ledger = Ledger(open_storage(f"{world.config.paths.work_dir}/ledger"), KEY.registered_model)
+    body = {"champion": 1, "action": "promote", "previous": None, "anchor": 1}
+    ledger.append(Chain(), kind="commit", at=begun, fence=1, writer="tests", body=body)
+    locked = StepRecord(step="collect", outcome="SKIPPED", seconds=0, detail="locked by another")
+    write_record(world.run("2026-03-02"), locked)
+
+    later = begun + dt.timedelta(days=2)
+    night_ended(world.config, world.config.models[0], world.run("2026-03-03"), "FAILED", later)
+
+    said = received(server)
+    assert said["airflow.stlm.champion.age_seconds"] == "172800|g"
+    assert said[f"airflow.stlm.{KEY.slug}.nights.bad_in_a_row"] == "2|g"
+
+
+def test_nothing_is_looked_up_where_nobody_listens(tmp_path: Path) -> None:
+    world = make_tiny_world(tmp_path)
+    night_ended(world.config, world.config.models[0], world.run("2026-03-03"), "FAILED", dt.datetime.now(dt.UTC))
+    assert not (tmp_path / "mlflow").exists()
