@@ -2,6 +2,7 @@
 
 import datetime as dt
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
         monkeypatch.setenv("AIRFLOW__METRICS__STATSD_PORT", str(listening.getsockname()[1]))
         stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=True)
         yield listening
+        if (backend := sys.modules[stats.gauge.__module__]._backend) is not None:
+            backend.statsd.close()
     monkeypatch.undo()
     stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=True)
 
