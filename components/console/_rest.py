@@ -49,9 +49,13 @@ class AirflowApi:
         """Why DAG files could not be read, if any."""
         return [str(error["stack_trace"]) for error in self._call("GET", "/api/v2/importErrors")["import_errors"]]
 
-    def dag_ids(self) -> set[str]:
-        """Every DAG that has been read."""
-        return {str(dag["dag_id"]) for dag in self._call("GET", "/api/v2/dags?limit=100")["dags"]}
+    def has_dag(self, dag_id: str) -> bool:
+        """Whether the DAG has been read; a list of all would come in pages."""
+        try:
+            self._call("GET", f"/api/v2/dags/{dag_id}")
+        except _NotFoundError:
+            return False
+        return True
 
     def pause(self, dag_id: str, paused: bool) -> None:
         """Press the DAG's pause button."""

@@ -23,13 +23,15 @@ IMAGE_BYTES = 4096
 NUM_TIMED = 5
 
 
-def _bytes(night: int, index: int) -> bytes:
+def _bytes(night: int, index: int, num_bytes: int) -> bytes:
     seed = hashlib.sha256(f"{night}:{index}".encode()).digest()
-    return seed * (IMAGE_BYTES // len(seed))
+    return seed * (num_bytes // len(seed))
 
 
-def _nights(folder: Path) -> Iterator[tuple[RunRef, BatchRef]]:
-    """Night after night, each in two lots."""
+def cheap_nights(
+    folder: Path, images_a_night: int = IMAGES_A_NIGHT, image_bytes: int = IMAGE_BYTES
+) -> Iterator[tuple[RunRef, BatchRef]]:
+    """Night after night, each in two lots, of files that are no pictures."""
     night = 0
     while True:
         partition = f"20{10 + night // 336:02d}-{1 + night // 28 % 12:02d}-{1 + night % 28:02d}"
@@ -38,8 +40,8 @@ def _nights(folder: Path) -> Iterator[tuple[RunRef, BatchRef]]:
         for lot in ("a", "b"):
             (images / lot).mkdir(parents=True)
             entries = []
-            for index in range(IMAGES_A_NIGHT // 2):
-                content = _bytes(night, index + (IMAGES_A_NIGHT // 2) * (lot == "b"))
+            for index in range(images_a_night // 2):
+                content = _bytes(night, index + (images_a_night // 2) * (lot == "b"), image_bytes)
                 (images / lot / f"{index}.png").write_bytes(content)
                 digest = hashlib.sha256(content).hexdigest()
                 entries.append({"name": f"{index}.png", "bytes": len(content), "sha256": digest})
@@ -51,7 +53,7 @@ def _nights(folder: Path) -> Iterator[tuple[RunRef, BatchRef]]:
             RunRef(key=KEY, partition=partition, work_dir=str(folder)),
             BatchRef(
                 manifest_path=str(path), image_dir=str(images), digest=digest_of(manifest), num_lots=2,
-                num_images=IMAGES_A_NIGHT,
+                num_images=images_a_night,
             ),
         )  # fmt: skip
         night += 1
@@ -59,7 +61,7 @@ def _nights(folder: Path) -> Iterator[tuple[RunRef, BatchRef]]:
 
 def _seconds_a_night(folder: Path, history: int) -> list[float]:
     repository = DataRepository(folder / "repo", str(folder / "remote"))
-    nights = _nights(folder / "batches")
+    nights = cheap_nights(folder / "batches")
     for _ in range(history // IMAGES_A_NIGHT):
         repository.add_partition(*next(nights))
     timed = []

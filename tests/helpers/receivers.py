@@ -63,61 +63,80 @@ def web_server(*answers: int) -> Iterator[Received]:
         yield received
 
 
+class _MailHandler(socketserver.StreamRequestHandler):
+    """One connection; what it says to each command is in :meth:`_replies`."""
+
+    def _say(self, *lines: str) -> None:
+        self.wfile.write("".join(f"{line}\r\n" for line in lines).encode())
+
+    def handle(self) -> None:
+        self._say("220 tests")
+        while line := self.rfile.readline().decode().strip():
+            verb = line.partition(" ")[0].upper()
+            replies = {
+                "EHLO": self._hello,
+                "STARTTLS": self._start_tls,
+                "AUTH": lambda: self._login(line),
+                "RCPT": lambda: self._recipient(line),
+                "DATA": self._data,
+            }
+            replies.get(verb, lambda: self._say("250 ok"))()
+            if verb == "QUIT":
+                return
+
+    @property
+    def _received(self) -> Received:
+        return self.server.received
+
+    def _hello(self) -> None:
+        plain = not isinstance(self.request, ssl.SSLSocket)
+        starttls = ["250-STARTTLS"] if self.server.certificate and plain else []
+        self._say("250-tests", *starttls, "250-AUTH PLAIN", "250 8BITMIME")
+
+    def _start_tls(self) -> None:
+        self._say("220 go on")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.server.certificate)
+        self.request = context.wrap_socket(self.request, server_side=True)
+        self.rfile, self.wfile = self.request.makefile("rb"), self.request.makefile("wb", buffering=0)
+
+    def _login(self, line: str) -> None:
+        self._received.logins.append(line)
+        self._say("235 welcome")
+
+    def _recipient(self, line: str) -> None:
+        self._received.recipients.append(line.partition("<")[2].rstrip(">"))
+        self._say("250 ok")
+
+    def _data(self) -> None:
+        self._say("354 go on")
+        lines = []
+        while (part := self.rfile.readline().decode()) != ".\r\n":
+            lines.append(part)
+        code = self._received.answer()
+        if code == 250:
+            self._received.mails.append("".join(lines))
+        self._say(f"{code} said")
+
+    def finish(self) -> None:
+        super().finish()
+        self.request.close()  # after STARTTLS another one than the server knows of
+
+
+class _MailServer(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    received: Received
+    certificate: Path | None
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that does not trust the certificate hangs up."""
+
+
 @contextlib.contextmanager
 def mail_server(*answers: int, certificate: Path | None = None) -> Iterator[Received]:
     """Takes mails, answering DATA with these codes; with a certificate (and key, one file) it knows STARTTLS."""
     received = Received(answers=list(answers) or [250])
-
-    class Handler(socketserver.StreamRequestHandler):
-        def _say(self, line: str) -> None:
-            self.wfile.write(f"{line}\r\n".encode())
-
-        def handle(self) -> None:
-            self._say("220 tests")
-            while line := self.rfile.readline().decode().strip():
-                verb = line.upper()
-                if verb.startswith("EHLO"):
-                    extras = ["STARTTLS"] if certificate and not isinstance(self.request, ssl.SSLSocket) else []
-                    for extra in ("tests", *extras, "AUTH PLAIN"):
-                        self._say(f"250-{extra}")
-                    self._say("250 8BITMIME")
-                elif verb == "STARTTLS":
-                    assert certificate is not None
-                    self._say("220 go on")
-                    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                    context.load_cert_chain(certificate)
-                    self.request = context.wrap_socket(self.request, server_side=True)
-                    self.rfile, self.wfile = self.request.makefile("rb"), self.request.makefile("wb", buffering=0)
-                elif verb.startswith("AUTH"):
-                    received.logins.append(line)
-                    self._say("235 welcome")
-                elif verb.startswith("RCPT"):
-                    received.recipients.append(line.partition("<")[2].rstrip(">"))
-                    self._say("250 ok")
-                elif verb == "DATA":
-                    self._say("354 go on")
-                    mail = []
-                    while (part := self.rfile.readline().decode()) != ".\r\n":
-                        mail.append(part)
-                    code = received.answer()
-                    if code == 250:
-                        received.mails.append("".join(mail))
-                    self._say(f"{code} said")
-                elif verb == "QUIT":
-                    self._say("221 bye")
-                    return
-                else:
-                    self._say("250 ok")
-
-        def finish(self) -> None:
-            super().finish()
-            self.request.close()  # after STARTTLS another one than the server knows of
-
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: Any) -> None:
-            """A client that does not trust the certificate hangs up."""
-
-    with Server(("127.0.0.1", 0), Handler) as server, _serving(server, received):
-        yield received
+    with _MailServer(("127.0.0.1", 0), _MailHandler) as server:
+        server.received, server.certificate = received, certificate
+        with _serving(server, received):
+            yield received
