@@ -29,7 +29,7 @@ from components._evaluation.leakage import find_leakage
 from components._validation.identity import accepted_index, find_doubles, golden_index, history_index, write_index
 from components.adapters.data_repository import DataRepository
 from components.airflow_env import repository_root
-from components.backfill import backfill
+from components.backfill import replay
 from components.collect import CollectInputs, collect
 from components.config import ValidateSettings
 from components.console._airflow import LocalAirflow, start_airflow
@@ -170,18 +170,18 @@ def test_memory_does_not_grow_over_nights_in_one_process(tmp_path: Path) -> None
     first = dt.date(2026, 1, 1)
     nights = [(first + dt.timedelta(days=day)).isoformat() for day in range(NUM_NIGHTS)]
     for night in nights:
-        archive(world, night, num_images=8)
+        archive(world, night)
     process, rss, seconds = psutil.Process(), [], []
     for night in nights:
         started = time.perf_counter()
-        backfill(backfill_inputs(world, nights[0], night, ancestor="none"))
+        replay(backfill_inputs(world, nights[0], night, ancestor="none"))
         seconds.append(time.perf_counter() - started)
         gc.collect()
         rss.append(process.memory_info().rss / 2**20)
     warm = len(rss) // 5
     slope = float(np.polyfit(np.arange(len(rss) - warm), rss[warm:], 1)[0])
     _print(
-        f"{NUM_NIGHTS} nights replayed in one process (recipe tiny, 8 images each)",
+        f"{NUM_NIGHTS} nights replayed in one process (recipe tiny, 16 images each)",
         "| after night | RSS, MiB | s a night |", "|---|---|---|",
         *(
             f"| {index + 1} | {rss[index]:.0f} | {statistics.median(seconds[max(0, index - 4) : index + 1]):.1f} |"
@@ -262,7 +262,7 @@ def _costs(root: Path, history: int) -> dict[str, float]:
     memory = [NormalImage(path=f"p{i}", sha256=f"{i:064x}", night=f"n{i % 200}") for i in range(100)]
     new = [NormalImage(path=f"q{i}", sha256=f"{i:064x}", night="n") for i in range(1_000, 1_500)]
 
-    def replay() -> None:
+    def choosing() -> None:
         training, _ = split_held_out(new, share=0.15, seed=0)
         choose_replay((*memory, *training), limit=100, seed=0)
 
@@ -272,7 +272,7 @@ def _costs(root: Path, history: int) -> dict[str, float]:
         "validate: doubles of history and golden set": _timed(
             lambda: find_doubles(images, history_index(run), golden, max_bits=settings.near_duplicate_bits)
         ),
-        "fine_tune: choice of what is learnt again": _timed(replay),
+        "fine_tune: choice of what is learnt again": _timed(choosing),
         "evaluate: golden images in history": _timed(
             lambda: (accepted_index(run), find_leakage(run, str(root / "golden"), [], settings))
         ),
