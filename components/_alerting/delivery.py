@@ -2,13 +2,13 @@
 
 import datetime as dt
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from components._alerting.message import Message, subject_of, text_of
 from components._cli import write_json
+from components.adapters.environment import secret_of
 from components.adapters.mail import send_mail
 from components.adapters.webhook import post_signed
 from components.config import NotifySettings
@@ -83,12 +83,12 @@ def _channels(message: Message, settings: NotifySettings) -> dict[str, Callable[
 def _post(message: Message, settings: NotifySettings) -> None:
     url = settings.webhook_url
     if url.startswith("env:"):
-        url = _secret(url.removeprefix("env:"))
+        url = secret_of(url.removeprefix("env:"))
     post_signed(
         url,
         canonical_json(message.to_json() | {"id": message.id}).encode(),
         delivery=message.id,
-        secret=_secret(settings.webhook_secret_env) if settings.webhook_secret_env else "",
+        secret=secret_of(settings.webhook_secret_env) if settings.webhook_secret_env else "",
         at=dt.datetime.now(dt.UTC),  # receivers refuse a signature of long ago; nothing else depends on it
         timeout_s=settings.timeout_s,
     )
@@ -97,7 +97,7 @@ def _post(message: Message, settings: NotifySettings) -> None:
 def _mail(message: Message, settings: NotifySettings, recipients: tuple[str, ...]) -> None:
     login = None
     if settings.smtp_user_env:
-        login = (_secret(settings.smtp_user_env), _secret(settings.smtp_password_env))
+        login = (secret_of(settings.smtp_user_env), secret_of(settings.smtp_password_env))
     send_mail(
         subject_of(message),
         text_of(message),
@@ -110,10 +110,3 @@ def _mail(message: Message, settings: NotifySettings, recipients: tuple[str, ...
         login=login,
         timeout_s=settings.timeout_s,
     )
-
-
-def _secret(variable: str) -> str:
-    value = os.environ.get(variable, "")
-    if not value:
-        raise InputError(f"the environment variable {variable} is not set")
-    return value

@@ -1,5 +1,6 @@
 """Whole nights on a product that trains in seconds, through every real part but the scheduler."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from stlm.data.transforms import read_image
 from stlm.serving.predictor import OnnxPredictor, TorchPredictor
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.pickles import pickles_below
+from tests.helpers.receivers import web_server
 from tests.helpers.tiny_nights import KEY, NIGHTS, TinyWorld, make_tiny_world
 
 # What Airflow and the libraries it runs deprecate among themselves is theirs; each step's own tests are strict.
@@ -181,14 +183,25 @@ def test_a_night_with_nothing_new_succeeds_and_still_has_its_page(tmp_path: Path
     assert Path(page["page_path"]).exists()
 
 
-def test_a_failed_step_fails_the_night_and_the_page_names_it(tmp_path: Path, run_night: RunNight) -> None:
+def test_a_failed_step_fails_the_night_the_page_names_it_and_people_are_told(
+    tmp_path: Path, run_night: RunNight, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = _new_world(tmp_path)
     world.feed(NIGHTS[0], dark=True)
+    monkeypatch.setenv("STLM_WEBHOOK_SECRET", "s")
 
-    states = run_night(world, NIGHTS[0])
+    with web_server() as web:
+        told = f'[notify]\nwebhook_url = "http://127.0.0.1:{web.port}/"\n'
+        world.config_path.write_text(world.config_path.read_text() + told)
+        world = TinyWorld(root=world.root, config_path=world.config_path, config=load_config(world.config_path))
+        states = run_night(world, NIGHTS[0])
 
     assert states["run"] == states["validate"] == "failed"
-    assert states["report"] == "success"
+    assert states["report"] == states["notify"] == "success"
+    (body,) = web.bodies
+    said = json.loads(body)
+    assert (said["outcome"], said["level"], said["champion"]) == ("FAILED", "trouble", None)
+    assert said["failures"][0].startswith("validate: ")
     assert {states[task] for task in ("fine_tune", "evaluate", "export", "gate", "promote", "finish")} == {
         "upstream_failed"
     }
