@@ -14,7 +14,7 @@ from airflow.sdk.observability import stats
 
 from components.config import ModelSettings, PipelineConfig
 from components.contracts import ModelKey, RunRef
-from components.errors import InputError, TransientError
+from components.errors import TransientError
 
 __all__ = ["night_ended", "step_ended"]
 
@@ -75,12 +75,12 @@ def night_ended(config: PipelineConfig, model: ModelSettings, run: RunRef, outco
     from components._promotion.desk import open_desk
     from components._promotion.standing import standing_of
 
-    _gauge(run.key, "nights.bad_in_a_row", len(bad_nights(run, outcome, config.alerts)))
     try:
+        _gauge(run.key, "nights.bad_in_a_row", len(bad_nights(run, outcome, config.alerts)))
         desk = open_desk(model.key, work_dir=run.work_dir, mlflow=config.mlflow, settings=config.promote)
         standing = standing_of(desk.look()[0].entries)
-    except (InputError, TransientError) as error:
-        logger.warning("age of the champion is unknown: %s", error)
+    except (ValueError, TransientError) as error:  # a record or the ledger; the night is what it is
+        logger.warning("row of bad nights or age of the champion unknown: %s", error)
         return
     since = standing.commits.get(standing.champion or 0)
     if since is not None:

@@ -1,5 +1,6 @@
 """The last task of a night, where somebody is to be told how it ended."""
 
+import logging
 from typing import Any
 
 from airflow.sdk.exceptions import AirflowSkipException
@@ -10,6 +11,8 @@ from components.night_record import STEPS
 from dags._run import Step, began, failures_of
 
 __all__ = ["BEFORE_REPORT", "notify_task"]
+
+logger = logging.getLogger(__name__)
 
 BEFORE_REPORT = (*STEPS[:-1], "shadow", "approve")
 """Every task whose failure the page tells of."""
@@ -33,15 +36,18 @@ def notify_task(config: PipelineConfig, model: ModelSettings) -> Any:
 
         if run.backfill or not began(run):
             raise AirflowSkipException("a replayed night, or one that another run is at: nothing to tell")
-        return component.notify(
-            component.NotifyInputs(
-                run=run,
-                failures=failures_of(run, (*BEFORE_REPORT, "report")),
-                mlflow=config.mlflow,
-                champion_alias=config.promote.alias,
-                alerts=config.alerts,
-                settings=config.notify,
-            )
+        inputs = component.NotifyInputs(
+            run=run,
+            failures=failures_of(run, (*BEFORE_REPORT, "report")),
+            mlflow=config.mlflow,
+            champion_alias=config.promote.alias,
+            alerts=config.alerts,
+            settings=config.notify,
         )
+        try:
+            return component.notify(inputs)
+        except Exception as error:  # whatever it is, the night went as it went
+            logger.exception("the night could not be told")
+            raise AirflowSkipException(f"the night could not be told: {error}") from error
 
     return notify

@@ -8,6 +8,7 @@ import datetime as dt
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -267,7 +268,8 @@ def delete_artifacts(mlflow: MlflowSettings, run_id: str, paths: Sequence[str]) 
     """
     client = mlflow_client(mlflow.tracking_uri)
     with reaching(mlflow.tracking_uri):
-        repository = get_artifact_repository(str(client.get_run(run_id).info.artifact_uri), mlflow.tracking_uri)
+        where = str(client.get_run(run_id).info.artifact_uri)
+        repository: Any = get_artifact_repository(where, mlflow.tracking_uri)  # its methods have no types
         for path in paths:
             repository.delete_artifacts(path)
 
