@@ -63,6 +63,13 @@ class NotifySettings:
         """Whether there is anybody to tell."""
         return bool(self.webhook_url or self.mail_to or self.escalate_to)
 
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Environment variables that must be there for what is set."""
+        hook = (self.webhook_url.partition("env:")[2], self.webhook_secret_env) if self.webhook_url else ()
+        mail = (self.smtp_user_env, self.smtp_password_env) if self.mail_to or self.escalate_to else ()
+        return tuple(name for name in (*hook, *mail) if name)
+
     def __post_init__(self) -> None:
         url = self.webhook_url
         _check(

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from components.airflow_env import airflow_environment, repository_root
-from components.config import ModelSettings
+from components.config import ModelSettings, NotifySettings
 from components.console._problem import ProblemError
 from components.console._status import champion_of
 from components.console._workspace import Workspace
@@ -58,6 +58,8 @@ def _checks(workspace: Workspace) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "disk space", lambda: _disk_space(Path(paths.work_dir))
     yield "pickle", lambda: _pickle(workspace)
     yield "pools", lambda: _pools(workspace.airflow_home)
+    if workspace.config.notify.is_on:
+        yield "messages", lambda: _secrets(workspace.config.notify)
     models, promotion = workspace.config.models, workspace.config.promote
     has_run = any(nights(paths.work_dir, model.key) for model in models)
     has_data = (Path(paths.data_repo) / ".git").exists()
@@ -73,6 +75,15 @@ def _checks(workspace: Workspace) -> Iterator[tuple[str, Callable[[], str]]]:
             from components.console._doctor_promotion import promotion_checks
 
             yield from promotion_checks(workspace, model)
+
+
+def _secrets(settings: NotifySettings) -> str:
+    if missing := [name for name in settings.variables if not os.environ.get(name)]:
+        raise ProblemError(
+            what=f"not in this environment: {', '.join(missing)}",
+            remedy="set them where Airflow runs its tasks; then `stlm notify` tries every channel",
+        )
+    return "every secret is there; `stlm notify` tries every channel"
 
 
 def _packages() -> str:

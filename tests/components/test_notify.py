@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from components._alerting.delivery import deliver
 from components._alerting.message import Message, text_of
 from components.config import AlertSettings, MlflowSettings, NotifySettings
+from components.console._doctor import _secrets as _doctor_secrets
+from components.console._problem import ProblemError
 from components.contracts import GateDecision, Reason, RunRef, Verdict
 from components.night_record import StepRecord, write_record
 from components.notify import NotifyInputs, NotifyRef, notify
@@ -173,6 +175,15 @@ def test_the_whole_address_may_come_from_the_environment(monkeypatch: pytest.Mon
         monkeypatch.setenv("THE_HOOK", f"http://127.0.0.1:{web.port}/")
         assert deliver(SAID, NotifySettings(webhook_url="env:THE_HOOK", timeout_s=2)) == {"webhook": ""}
     assert len(web.bodies) == 1
+
+
+def test_the_doctor_names_the_secrets_that_are_missing() -> None:
+    login = {"smtp_security": "tls", "smtp_user_env": "TEST_SMTP_USER", "smtp_password_env": "NOT_THERE"}
+    whom = NotifySettings(webhook_url="env:THE_HOOK", mail_to=("ada@example.com",), **login)
+    assert whom.variables == ("THE_HOOK", "STLM_WEBHOOK_SECRET", "TEST_SMTP_USER", "NOT_THERE")
+    with pytest.raises(ProblemError, match="not in this environment: THE_HOOK, NOT_THERE"):
+        _doctor_secrets(whom)
+    assert "every secret is there" in _doctor_secrets(NotifySettings(webhook_url="https://example.com"))
 
 
 def test_people_get_a_mail_and_only_the_escalation_list_gets_the_escalation(tmp_path: Path) -> None:
