@@ -1,5 +1,6 @@
 """A plain-text mail over SMTP."""
 
+import contextlib
 import smtplib
 import ssl
 from collections.abc import Sequence
@@ -49,10 +50,16 @@ def send_mail(
     mail.set_content(text)
     where = f"mail server {host}:{port}"
     try:
-        with _connect(host, port, security, timeout_s) as server:
+        server = _connect(host, port, security, timeout_s)
+        try:
             if login is not None:
                 server.login(*login)
             refused = server.send_message(mail)
+        finally:
+            # What happens after the mail was taken, or refused, changes nothing about it.
+            with contextlib.suppress(OSError, smtplib.SMTPException):
+                server.quit()
+            server.close()
     except smtplib.SMTPResponseException as error:
         # The server's words may quote what it was told, the password included.
         kind = TransientError if 400 <= error.smtp_code < 500 else InputError

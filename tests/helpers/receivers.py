@@ -64,7 +64,7 @@ def web_server(*answers: int) -> Iterator[Received]:
 
 
 class _MailHandler(socketserver.StreamRequestHandler):
-    """One connection; what it says to each command is in :meth:`_replies`."""
+    """One connection. It answers QUIT as no server should: the mail has been taken all the same."""
 
     def _say(self, *lines: str) -> None:
         self.wfile.write("".join(f"{line}\r\n" for line in lines).encode())
