@@ -8,7 +8,6 @@ from pathlib import Path
 
 from components._cli import main_for
 from components._report.pictures import Album
-from components._screening.files import write_file
 from components._screening.images import Listed, list_images, refuse_small
 from components._screening.judges import MapOf, find_champion, open_judge, texts_digest
 from components._screening.judging import draw_masks, judge_images, make_cards
@@ -18,6 +17,7 @@ from components.config import MlflowSettings
 from components.config_zero_shot import ZeroShotSettings
 from components.contracts import Contract, ModelKey, ModelRef
 from components.errors import InputError
+from components.files import write_file
 from stlm.constants import GOOD
 from stlm.data.layout import read_golden_set
 from stlm.errors import DataError

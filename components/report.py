@@ -6,9 +6,7 @@ A part whose step did not run says why; a file that cannot be read costs its own
 """
 
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +47,7 @@ from components.adapters.tracking import (
 )
 from components.contracts import Reason, ReportRef, Verdict, from_json
 from components.errors import InputError, TransientError
+from components.files import write_file
 
 __all__ = ["ReportInputs", "main", "report"]
 
@@ -91,7 +90,7 @@ def _report(inputs: ReportInputs, folder: Path) -> ReportRef:
     champion = champion_now(inputs) or _standing_champion(inputs)
     head = headline(inputs, champion)
     page = folder / PAGE
-    _write_text(page, render(_context(inputs, folder, head, champion)))
+    write_file(page, render(_context(inputs, folder, head, champion)).encode())
     logger.info(
         "step=report key=%s night=%s page=%s bytes=%d",
         inputs.run.key.slug,
@@ -115,18 +114,6 @@ def _report(inputs: ReportInputs, folder: Path) -> ReportRef:
         artifact_uri=uri,
         summary={"badge": head.badge, "tone": head.tone, "sentence": head.sentence},
     )
-
-
-def _write_text(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o644)  # a page is for everyone who can reach the folder
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _context(inputs: ReportInputs, folder: Path, head: Headline, champion: Fact) -> dict[str, Any]:
