@@ -27,14 +27,13 @@ from stlm.data.transforms import read_image
 from stlm.errors import WeightsError
 from stlm.metrics import ImageMeasurement, PixelMeasurement, PixelStatistics
 from stlm.serving.package import verify_package
-from stlm.serving.predictor import OnnxPredictor, Prediction
+from stlm.serving.predictor import OnnxPredictor, Prediction, predict_files
 from stlm.source_digest import source_digest
 
 __all__ = ["Anchor"]
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 32
 _NUM_SPOT_CHECKS = 4
 
 
@@ -110,13 +109,11 @@ class Anchor:
         used = {image.golden_row for image in pixel_set.images if image.altered is None}
         scores: list[float] = []
         maps: dict[int, npt.NDArray[np.float32]] = {}
-        rows = range(len(self._golden.items))
-        for start in rows[::_CHUNK]:
-            chunk = rows[start : start + _CHUNK]
-            for row, found in zip(chunk, self._predict([self._image(row) for row in chunk]), strict=True):
-                scores.append(found.score)
-                if row in used:
-                    maps[row] = found.anomaly_map
+        paths = (item.path for item in self._golden.items)
+        for row, found in enumerate(predict_files(self._predictor, paths)):
+            scores.append(found.score)
+            if row in used:
+                maps[row] = found.anomaly_map
         ordered = [
             maps[image.golden_row] if image.altered is None else self._predict([image.altered])[0].anomaly_map
             for image in pixel_set.images
