@@ -1,8 +1,9 @@
 """The page a person reads in the morning: one self-contained HTML file a night, also for nights that ended early.
 
 The page lies in the step's folder as ``report.html`` and among the artifacts of the night's MLflow run as
-``report/report.html``; the night's figures are logged to that run in one request. Equal inputs give the same page.
-A part whose step did not run says why; a file that cannot be read costs its own part, never the page.
+``report/report.html``; the night's figures are logged to that run in one request. Equal inputs after the same
+nights give the same page. A part whose step did not run says why; a file that cannot be read costs its own part, never
+the page.
 """
 
 import logging
@@ -13,6 +14,7 @@ from typing import Any
 
 from components._cli import main_for, once
 from components._report.charts import Chart, Charts, curves_svg
+from components._report.earlier_nights import EarlierNights, gather_nights
 from components._report.heat_maps import (
     HeatMaps,
     gather_heat_maps,
@@ -89,8 +91,8 @@ def report(inputs: ReportInputs) -> ReportRef:
 def _report(inputs: ReportInputs, folder: Path) -> ReportRef:
     champion = champion_now(inputs) or _standing_champion(inputs)
     head = headline(inputs, champion)
-    page = folder / PAGE
-    write_file(page, render(_context(inputs, folder, head, champion)).encode())
+    page, nights = folder / PAGE, gather_nights(inputs)
+    write_file(page, render(_context(inputs, folder, head, champion, nights)).encode())
     logger.info(
         "step=report key=%s night=%s page=%s bytes=%d",
         inputs.run.key.slug,
@@ -99,7 +101,7 @@ def _report(inputs: ReportInputs, folder: Path) -> ReportRef:
         page.stat().st_size,
     )
     run_id = open_run(inputs.mlflow, inputs.run)
-    log_metrics(inputs.mlflow, run_id, _night_metrics(inputs))
+    log_metrics(inputs.mlflow, run_id, _night_metrics(inputs) | {"normals/forgetting": nights.forgetting})
     if inputs.candidate is not None:
         log_curves(inputs.mlflow, run_id, _curves(inputs.candidate.curves_path))
     set_tags(
@@ -116,7 +118,9 @@ def _report(inputs: ReportInputs, folder: Path) -> ReportRef:
     )
 
 
-def _context(inputs: ReportInputs, folder: Path, head: Headline, champion: Fact) -> dict[str, Any]:
+def _context(
+    inputs: ReportInputs, folder: Path, head: Headline, champion: Fact, nights: EarlierNights
+) -> dict[str, Any]:
     album = Album()
     table_path, table = read_table(inputs)
     metrics, problem = _evaluation_report(inputs)
@@ -132,6 +136,7 @@ def _context(inputs: ReportInputs, folder: Path, head: Headline, champion: Fact)
         "gate_note": "" if decision is not None else why_missing(inputs, "gate"),
         "gate_caption": "" if decision is None else judged_against(inputs, decision),
         "reasons": [] if decision is None else [_reason(reason) for reason in decision.reasons],
+        "nights": nights,
         "images": gather_images(inputs, table, table_path, folder),
         "quarantine": gather_quarantine(inputs, table, table_path, album),
         "training": _training(inputs),
