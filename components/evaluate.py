@@ -54,7 +54,6 @@ import numpy.typing as npt
 
 from components._cli import main_for, once, write_json
 from components._evaluation.anchor import Anchor
-from components._evaluation.arrays import write_arrays
 from components._evaluation.leakage import find_leakage
 from components._evaluation.models import (
     Measured,
@@ -67,6 +66,7 @@ from components._evaluation.models import (
     stored_calibration,
 )
 from components._evaluation.normals import HeldOut, calibrate, expected_nights, read_listing, seed_of
+from components.arrays import write_arrays
 from components.config import EvaluateSettings, ValidateSettings
 from components.contracts import CandidateRef, EvaluationRef, ModelRef, RunRef, digest_of
 from components.errors import InputError

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
-from components._evaluation.arrays import write_arrays
 from components._evaluation.models import Measured, golden_record, labels_of, pixel_measurement, stored_calibration
+from components.arrays import read_arrays, write_arrays
 from components.config import EvaluateSettings
 from components.contracts import ModelRef, RunRef, digest_of
 from components.errors import InputError
@@ -137,11 +137,10 @@ class Anchor:
 def _read(path: Path, identity: str) -> dict[str, npt.NDArray[Any]] | None:
     """What is remembered, if it is of this; a file that cannot be read is written anew."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = read_arrays(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         logger.warning("step=evaluate anchor file=%s cannot be read, measuring again: %s", path, error)
         return None
     return arrays if str(arrays.get("identity")) == identity else None

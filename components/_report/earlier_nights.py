@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from components._report.measurements import read_json, thresholds_of
 from components._report.night import ReportInputs, why_missing
 from components._report.story import MINUS
+from components.arrays import read_arrays
 from components.contracts import EvaluationRef, PromotionRef, RunRef
 from components.night_record import read_night
 from stlm.metrics import auroc
@@ -178,13 +179,13 @@ def _nights_before(run: RunRef) -> list[str]:
 def _read(night: str, evaluation: EvaluationRef, promotion: PromotionRef | None) -> _Measured:
     path = Path(evaluation.report_path)
     thresholds = thresholds_of(read_json(path))
-    with np.load(path.with_name("normals.npz"), allow_pickle=False) as stored:
-        nights = stored["nights"]
-        scores = {
-            model: stored[f"{model}_scores"].astype(np.float64)
-            for model in ("candidate", "champion")
-            if f"{model}_scores" in stored.files and model in thresholds
-        }
+    arrays = read_arrays(path.with_name("normals.npz"))
+    nights = arrays["nights"]
+    scores: dict[str, NDArray[np.float64]] = {
+        model: arrays[f"{model}_scores"].astype(np.float64)
+        for model in ("candidate", "champion")
+        if f"{model}_scores" in arrays and model in thresholds
+    }
     if "candidate" not in scores or any(values.shape != nights.shape for values in scores.values()):
         raise ValueError("normals.npz lacks scores or threshold of the candidate")
     return _Measured(

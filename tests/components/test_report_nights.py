@@ -182,11 +182,19 @@ def test_a_first_night_and_a_night_without_evaluation_say_so(tmp_path: Path) -> 
     assert gather_nights(stopped).grids == []
 
 
+def spoil(path: Path, where: float) -> None:
+    """Turn over one byte."""
+    content = bytearray(path.read_bytes())
+    content[int(where * len(content))] ^= 0x55
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda run_dir: (run_dir / "evaluate" / "normals.npz").write_bytes(b"no archive"),
         lambda run_dir: (run_dir / "evaluate" / "normals.npz").unlink(),
+        lambda run_dir: spoil(run_dir / "evaluate" / "normals.npz", 0.5),
         lambda run_dir: (run_dir / "evaluate" / "report.json").write_text("{}"),
         lambda run_dir: (run_dir / "records" / "evaluate.json").write_text("{"),
         lambda run_dir: np.savez(run_dir / "evaluate" / "normals.npz", nights=np.array(["x"]), candidate_scores=[1, 2]),
