@@ -307,7 +307,9 @@ def _shifts(cells: _Cells, rows: Mapping[str, str], columns: Sequence[str]) -> G
         "How often a normal of the column's night scores above one of the row's own night: 50 % is alike, more is "
         "stranger to the model. It does not depend on thresholds, and moves before alarms do."
     )
-    return Grid(title="Shift of the scores", caption=caption, rows=_rows(cells, rows, columns, draw))
+    # Of a champion from before, no score of its own night is at hand.
+    drawn = [row for row in _rows(cells, rows, columns, draw) if any(row.cells)]
+    return Grid(title="Shift of the scores", caption=caption, rows=drawn)
 
 
 def _rows(cells: _Cells, rows: Mapping[str, str], columns: Sequence[str], draw: _Draw) -> list[GridRow]:

@@ -157,6 +157,7 @@ def test_at_most_fourteen_nights_are_shown_and_older_normals_share_a_column(tmp_
     # The champion that the first of them was measured against is older, but known by that measurement.
     assert list(rows)[:2] == ["v6 champion from before", "2026-10-07 v7 promoted"]
     assert len(rows) == 15
+    assert len(values(found, grid=1)) == 14
     assert found.grids[0].rows[-1].cells[0] is not None
     assert found.grids[0].rows[-1].cells[0].note == "0 of 6"
 
