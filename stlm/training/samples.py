@@ -46,6 +46,14 @@ class TrainingBatch(NamedTuple):
     clean_targets: tuple[Tensor, ...] = ()
     """The same of the clean view."""
 
+    def rows(self, rows: slice) -> "TrainingBatch":
+        """A part of the batch."""
+        corrupted, clean, corrupted_targets, clean_targets = (
+            tuple(level[rows] for level in levels)
+            for levels in (self.corrupted, self.clean, self.corrupted_targets, self.clean_targets)
+        )
+        return TrainingBatch(corrupted, clean, self.mask[rows], corrupted_targets, clean_targets)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Normals:

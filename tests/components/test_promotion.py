@@ -159,6 +159,10 @@ CHANGES: dict[str, tuple[tuple[int, ...], Change]] = {
 _SLOW = pytest.mark.slow
 
 
+@pytest.mark.chaos(
+    "kill -9 of promotion, roll-back and freeze at every change, on a folder and on S3",
+    outcome="one move, one commit, the same aliases",
+)
 @pytest.mark.parametrize(
     ("what", "store", "stride"),
     [
@@ -206,6 +210,7 @@ def test_killed_at_any_boundary_and_tried_again_it_ends_as_if_undisturbed(
     assert sum(1 for _ in boundaries) >= least / stride
 
 
+@pytest.mark.chaos("promotion dies between ledger and alias", outcome="undone before the alias, finished after it")
 def test_what_died_before_the_alias_is_undone_and_what_died_after_it_is_finished(
     template: World, tmp_path: Path
 ) -> None:
@@ -292,6 +297,7 @@ def _once(wanted: str, position: int, value: str, act: Callable[[], object]) -> 
     return hook
 
 
+@pytest.mark.chaos("a promoter sleeps through its lease before the alias", outcome="refused; changes nothing")
 def test_a_holder_whose_lease_ran_out_before_the_alias_changes_nothing(world: World) -> None:
     make_champion(world.desk(), 1)
 
@@ -310,6 +316,7 @@ def test_a_holder_whose_lease_ran_out_before_the_alias_changes_nothing(world: Wo
     assert "2" not in moves
 
 
+@pytest.mark.chaos("a promoter sleeps through its lease at the alias", outcome="its alias is put back")
 def test_a_late_alias_of_a_holder_whose_lease_ran_out_is_put_back(world: World) -> None:
     make_champion(world.desk(), 1)
 
@@ -322,6 +329,7 @@ def test_a_late_alias_of_a_holder_whose_lease_ran_out_is_put_back(world: World) 
     assert [e.body["champion"] for e in world.desk().look()[0].entries if e.kind == "commit"] == [1, 3]
 
 
+@pytest.mark.chaos("a late promoter meets another's commit half way", outcome="the alias is the ledger's")
 def test_a_late_writer_that_meets_a_commit_half_way_does_not_leave_its_alias_behind(world: World) -> None:
     """Version 3's promoter has moved the alias and is about to commit, entry 6, when version 2's wakes up, sets its
     alias, finds its lease lost and puts back what the ledger says by then: version 1."""
@@ -370,6 +378,7 @@ def test_a_lease_that_ran_out_unnoticed_is_not_used_again(world: World) -> None:
     assert world.aliases["champion"] == 1
 
 
+@pytest.mark.chaos("four processes promote at once", outcome="one wins, the others are told")
 def test_of_processes_that_promote_at_once_exactly_one_wins(world: World) -> None:
     assert not dies_before_change(10_000, lambda: make_champion(world.desk(), 1))
     context = multiprocessing.get_context("fork")
