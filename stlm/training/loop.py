@@ -192,7 +192,10 @@ def run_stage(run: StageRun, resumed: dict[str, Any] | None) -> bool:
         masked = run.stage.name == "masked_reconstruction"
         for rows in parts_of(len(batch.mask), run.parts):
             part = batch.rows(rows)
-            yield len(part.mask) / len(batch.mask), _masked_losses(run, part, rng) if masked else pixel_losses(run, part)
+            yield (
+                len(part.mask) / len(batch.mask),
+                _masked_losses(run, part, rng) if masked else pixel_losses(run, part),
+            )
 
     loop = StageLoop(
         model=run.model,
