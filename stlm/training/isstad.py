@@ -218,8 +218,8 @@ def _repair_step(source: _Source, rng: np.random.Generator) -> Shares:
     for rows in parts_of(len(masks), source.parts):
         dirty = torch.stack(corrupted[rows]).to(device)
         target = torch.stack(clean[rows]).to(device) if config.repair.clean_target else dirty
-        mask = torch.stack(masks[rows]).to(device)
-        yield len(mask) / len(masks), repair_losses(model, dirty, target, mask, config.repair)
+        painted = torch.stack(masks[rows]).to(device)
+        yield len(painted) / len(masks), repair_losses(model, dirty, target, painted, config.repair)
 
 
 def repair_losses(

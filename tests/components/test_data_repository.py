@@ -377,6 +377,30 @@ def test_a_lost_race_for_the_origin_is_run_again_on_top_of_the_winner(tmp_path: 
     assert len(contents(tmp_path / "out")) == 3 * 7
 
 
+@pytest.mark.chaos("git push refused by the origin's own rules", outcome="tried again; then the same commit, once")
+def test_an_origin_that_refuses_for_a_while_gets_the_same_commit_later(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q", "--bare", "-b", "main", "origin.git")
+    repository = DataRepository(tmp_path / "repo", str(tmp_path / "remote"))
+    repository.add_partition(*night(tmp_path / "in", "2026-11-01"))
+    git(tmp_path / "repo", "remote", "add", "origin", str(tmp_path / "origin.git"))
+    hook = tmp_path / "origin.git" / "hooks" / "pre-receive"
+    hook.write_text("#!/bin/sh\necho 'no pushes during the backup' >&2\nexit 1\n")
+    hook.chmod(hook.stat().st_mode | stat.S_IXUSR)
+    second = night(tmp_path / "in", "2026-11-02")
+    with pytest.raises(TransientError, match="no pushes during the backup"):
+        repository.add_partition(*second)
+    assert git(tmp_path / "origin.git", "for-each-ref") == ""
+
+    hook.unlink()
+    reference = repository.add_partition(*second)
+
+    assert (
+        git(tmp_path / "origin.git", "rev-parse", "main", f"refs/tags/{reference.tag}").split()
+        == [reference.revision] * 2
+    )
+    assert git(tmp_path / "repo", "log", "--format=%s").count("Add 2026-11-0") == 2
+
+
 def test_the_remote_may_be_a_bucket(s3: S3Server, new_store: Callable[[], str], tmp_path: Path) -> None:
     repository = DataRepository(tmp_path / "repo", f"{new_store()}/dvc", s3.endpoint_url)
     run, batch = night(tmp_path / "in", "2026-11-01")

@@ -6,6 +6,7 @@ import multiprocessing
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from components.adapters.ledger import LedgerBrokenError
 from components.adapters.storage import open_storage
 from components.adapters.tracking import open_run
 from components.config import MlflowSettings
-from components.errors import InputError
+from components.errors import InputError, TransientError
 from tests.helpers.edges import dies_before_change, watched
+from tests.helpers.faulty_proxy import Fault, faulty_proxy
 from tests.helpers.model_package import KEY, new_mlflow, night, write_package
 from tests.helpers.promotion import ahead, make_champion, new_desk
 from tests.helpers.s3_server import S3Server
@@ -208,6 +210,31 @@ def test_killed_at_any_boundary_and_tried_again_it_ends_as_if_undisturbed(
     # Lease, intent, aliases, commit, tags, lease.
     least = {"first promotion": 9, "promotion": 10, "roll-back": 9, "freeze": 5}[what]
     assert sum(1 for _ in boundaries) >= least / stride
+
+
+@pytest.mark.slow
+@pytest.mark.chaos(
+    "S3 breaks eight requests in a row of a promotion", outcome="one move, one commit; the chain is whole"
+)
+@pytest.mark.parametrize("fault", ["500", "503", "reset", "half a put", "half an answer"])
+def test_a_promotion_whose_ledger_breaks_is_made_once(
+    template: World, tmp_path: Path, s3: S3Server, new_store: Callable[[], str], fault: Fault
+) -> None:
+    with faulty_proxy(s3.endpoint_url) as proxy:
+        world = replace(template.copy(tmp_path / "world"), ledger=new_store(), endpoint_url=proxy.url)
+        make_champion(world.desk(), 1)
+        proxy.breaks(fault, times=8)
+        for attempt in range(1, 10):  # as a task's retries, each when the lease of the one before has run out
+            with suppress(TransientError):
+                _promote_2(world.desk(ahead(3600 * attempt)))
+                break
+        assert proxy.broken == 8
+        proxy.heals()
+
+        assert world.aliases == {"champion": 2, "previous": 1, "anchor": 2}
+        assert [e.body["champion"] for e in world.desk().look()[0].entries if e.kind == "commit"] == [1, 2]
+        chain, posted = world.desk().look()
+        assert posted.tags["stlm.ledger_head"] == chain.head
 
 
 @pytest.mark.chaos("promotion dies between ledger and alias", outcome="undone before the alias, finished after it")
