@@ -1,12 +1,14 @@
 """One table of what was broken and how it ended: a row for each ``chaos(case, outcome=...)`` that was run."""
 
+import ast
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-__all__ = ["Row", "rows_of", "table"]
+__all__ = ["Row", "declared", "rows_of", "table"]
 
 _PROPERTY = "chaos"
 
@@ -47,6 +49,18 @@ def rows_of(reports: Iterable[pytest.TestReport]) -> list[Row]:
             if report.when == "call" or report.outcome != "passed":
                 row.results.append(report.outcome)
     return list(rows.values())
+
+
+def declared(tests: Path) -> list[tuple[str, str]]:
+    """Case and outcome of every mark in the files below ``tests``, in the order in which pytest runs them."""
+    found: list[tuple[str, str]] = []
+    for path in sorted(tests.rglob("test_*.py")):
+        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        marks = [call for call in calls if ast.unparse(call.func) == "pytest.mark.chaos"]
+        for mark in sorted(marks, key=lambda call: call.lineno):
+            ((case,), (outcome,)) = mark.args, mark.keywords
+            found.append((str(ast.literal_eval(case)), str(ast.literal_eval(outcome.value))))
+    return found
 
 
 def table(rows: list[Row]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -34,14 +33,14 @@ class Mortal:
         self._revived: subprocess.Popen[bytes] | None = None
 
     def kill(self) -> None:
-        """Kill -9, and nobody of its group is left."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._pid, signal.SIGKILL)
-        if self._revived is not None:
-            self._revived.wait(timeout=20)
-        deadline = time.monotonic() + 20
-        while self._listens() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        """Kill -9 of the server and all that it started; PostgreSQL's are in groups of their own."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            leader = psutil.Process(self._pid)
+            tree = [leader, *leader.children(recursive=True)]
+            for process in tree:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(tree, timeout=20)
 
     def revive(self) -> None:
         """Start it again; returns when it listens."""
