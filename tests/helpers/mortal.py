@@ -41,6 +41,8 @@ class Mortal:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(tree, timeout=20)
+        if self._revived is not None:
+            self._revived.wait(timeout=20)
 
     def revive(self) -> None:
         """Start it again; returns when it listens."""

@@ -1,5 +1,7 @@
 """A whole night by its steps alone, in processes of their own that can be told where to die."""
 
+import hashlib
+import json
 import multiprocessing
 import os
 import sys
@@ -115,6 +117,38 @@ def run_night(config: PipelineConfig, partition: str) -> dict[str, Any]:
     return done
 
 
+def _end(config: PipelineConfig, done: dict[str, Any]) -> dict[str, Any]:
+    """What must not depend on where processes died."""
+    from mlflow import MlflowClient
+
+    from components._promotion.desk import open_desk
+
+    key, mlflow = config.models[0].key, config.mlflow
+    client = MlflowClient(mlflow.tracking_uri, registry_uri=mlflow.tracking_uri)
+    desk = open_desk(key, work_dir=config.paths.work_dir, mlflow=mlflow, settings=config.promote)
+    chain, posted = desk.look()
+    assert posted is not None
+    assert posted.tags["stlm.ledger_head"] == chain.head
+    package = Path(done["export"].package_dir)
+    return {
+        "batch": done["collect"].batch.digest,
+        "dataset": done["version"],
+        "validation": done["validate"],
+        "candidate": done["fine_tune"].candidate_key,
+        "steps": done["fine_tune"].num_steps,
+        "metrics": done["evaluate"].metrics,
+        "calibration": json.loads((package / "calibration.json").read_text(encoding="utf-8")),
+        "onnx": hashlib.sha256((package / "model.onnx").read_bytes()).hexdigest(),
+        "verdict": done["gate"].verdict,
+        "champion": done["promote"].champion_version,
+        "versions": len(client.search_model_versions(f"name = '{key.registered_model}'")),
+        "runs": len(client.search_runs([e.experiment_id for e in client.search_experiments()])),
+        "aliases": dict(posted.aliases),
+        "commits": [entry.body["champion"] for entry in chain.entries if entry.kind == "commit"],
+        "page": Path(done["report"].page_path).exists(),
+    }
+
+
 def _die_at(where: str) -> Callable[[str, tuple[Any, ...]], None]:
     """A hook that ends the process, without a word, before (``-``) or after (``+``) a file gets its name."""
     when, suffix = where[0], where[1:]
@@ -139,10 +173,10 @@ def _work(config_path: Path, partition: str, where: str, outputs: Path) -> None:
     config = load_config(config_path)
     if where:
         sys.addaudithook(_die_at(where))
-    write_json(outputs, run_night(config, partition))
+    write_json(outputs, _end(config, run_night(config, partition)))
 
 
-def night_apart(config_path: Path, partition: str, *, dies: str = "") -> Path | None:
+def night_apart(config_path: Path, partition: str, *, dies: str = "") -> dict[str, Any]:
     """Run a night in a process of its own, forked from one that has only imported what nights need.
 
     Args:
@@ -151,7 +185,7 @@ def night_apart(config_path: Path, partition: str, *, dies: str = "") -> Path | 
         dies: ``-name`` or ``+name``: be gone before or after a file whose path ends so gets its name; empty: live.
 
     Returns:
-        JSON of what the steps gave; ``None`` where the process died as it was told to.
+        How the night ended, without what the clock says; empty where the process died as it was told to.
 
     Raises:
         AssertionError: It ended in another way.
@@ -163,4 +197,5 @@ def night_apart(config_path: Path, partition: str, *, dies: str = "") -> Path | 
     process.start()
     process.join()
     assert process.exitcode == (DIED if dies else 0), f"dies={dies!r}: ended with {process.exitcode}"
-    return None if dies else outputs
+    end: dict[str, Any] = {} if dies else json.loads(outputs.read_text(encoding="utf-8"))
+    return end
