@@ -121,6 +121,7 @@ def test_out_of_memory_twice_is_refused_and_leaves_no_candidate(night: Night, mo
     assert fine_tune(night.inputs).weights_sha256 == night.undisturbed.weights_sha256
 
 
+@pytest.mark.slow
 @pytest.mark.chaos("a checkpoint cut short", outcome="put aside; the same weights bit by bit")
 def test_a_truncated_checkpoint_costs_time_and_nothing_else(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = _interrupted(night, monkeypatch, after=5)
@@ -141,7 +142,7 @@ class _Evil:
 
 
 @pytest.mark.chaos("a checkpoint that is a pickle with code in it", outcome="put aside; no code runs; the same weights")
-@pytest.mark.parametrize("form", ["plain", "torch's"])
+@pytest.mark.parametrize("form", [pytest.param("plain", marks=pytest.mark.slow), "torch's"])
 def test_a_checkpoint_with_code_in_it_is_put_aside_unrun(night: Night, tmp_path: Path, form: str) -> None:
     evil = {"identity": _Evil(tmp_path / "was here")}
     path = night.folder / "checkpoint.pt"
@@ -166,7 +167,9 @@ def no_room_beyond(num_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.chaos("the disk is full", outcome="tried again later, naming the folder; no half file; the same weights")
-@pytest.mark.parametrize("what", ["checkpoint.pt", "corruptions", "inputs.json"])
+@pytest.mark.parametrize(
+    "what", [pytest.param(w, marks=pytest.mark.slow) for w in ("checkpoint.pt", "corruptions")] + ["inputs.json"]
+)
 def test_a_full_disk_is_told_as_what_it_is_and_leaves_no_half_file(
     night: Night, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
