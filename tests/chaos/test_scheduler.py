@@ -1,5 +1,6 @@
 """Airflow's own scheduler, killed in the middle of a night."""
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from components.night_record import read_night
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.tiny_nights import KEY, NIGHTS, TinyWorld, make_tiny_world
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.filterwarnings("default")]
 
 DAG_ID = f"nightly_retrain.{KEY.slug}"
 
@@ -54,7 +55,8 @@ def test_a_killed_scheduler_is_replaced_and_its_nights_end_as_if_it_had_lived(
             name = "airflow scheduler"
             process, log = programs._running.pop(name)
             scheduler = psutil.Process(process.pid)
-            for victim in [*(scheduler.children(recursive=True) if with_its_tasks else []), scheduler]:
+            children = scheduler.children(recursive=True)
+            for victim in [*(children if with_its_tasks else []), scheduler]:
                 victim.kill()
             process.wait()
             assert "report" not in read_night(world.run(night))
@@ -62,6 +64,9 @@ def test_a_killed_scheduler_is_replaced_and_its_nights_end_as_if_it_had_lived(
             programs.start(name, process.args, environment, log)  # type: ignore[arg-type]
 
             assert watch(airflow, DAG_ID, night) == "success"
+            for child in children:  # nobody's any more
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
 
     client = MlflowClient(world.config.mlflow.tracking_uri, registry_uri=world.config.mlflow.tracking_uri)
     versions = client.search_model_versions(f"name = '{KEY.registered_model}'")
