@@ -9,9 +9,7 @@ import contextlib
 import errno
 import json
 import logging
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from components.contracts import Contract, RunRef, canonical_json, digest_of, from_json, to_json
 from components.errors import EXIT_INPUT_ERROR, EXIT_TRANSIENT_ERROR, InputError, TransientError
+from components.files import write_file
 
 __all__ = ["main_for", "once", "step_dir", "write_json"]
 
@@ -44,17 +43,7 @@ AnyInputsT = TypeVar("AnyInputsT")
 
 def write_json(path: Path, value: Any) -> None:
     """Write canonical JSON to ``path`` so that readers see the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(canonical_json(value))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_file(path, canonical_json(value).encode(), public=False)
 
 
 def step_dir(step: str, inputs: StepInputs) -> Path:

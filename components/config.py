@@ -19,6 +19,7 @@ from components.config_steps import (
     FineTuneSettings,
     GateSettings,
     ValidateSettings,
+    check,
 )
 from components.config_zero_shot import ZeroShotSettings
 from components.contracts import ModelKey, from_json
@@ -45,11 +46,6 @@ __all__ = [
 
 
 _PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
-
-
-def _check(ok: bool, message: str) -> None:
-    if not ok:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,14 +91,14 @@ class ScheduleSettings:
     """How long a run waits for the one that holds its key; then a nightly run is skipped, a backfill's fails."""
 
     def __post_init__(self) -> None:
-        _check(self.lease_s > 0, f"lease_s must be positive, got {self.lease_s}")
-        _check(self.lease_wait_s >= 0, f"lease_wait_s must not be negative, got {self.lease_wait_s}")
+        check(self.lease_s > 0, f"lease_s must be positive, got {self.lease_s}")
+        check(self.lease_wait_s >= 0, f"lease_wait_s must not be negative, got {self.lease_wait_s}")
         try:
             ZoneInfo(self.timezone)
         except (ZoneInfoNotFoundError, ValueError):
             raise ValueError(f"timezone must be one like 'Europe/Berlin', got {self.timezone!r}") from None
         dt.date.fromisoformat(self.start_date)
-        _check(len(self.cron.split()) == 5, f"cron needs five fields, got {self.cron!r}")
+        check(len(self.cron.split()) == 5, f"cron needs five fields, got {self.cron!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,18 +131,18 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         ModelKey(product=self.product, line=self.line, camera=self.camera)
-        _check(all(name.strip() for name in self.approvers), f"approvers must have names, got {self.approvers}")
-        _check(
+        check(all(name.strip() for name in self.approvers), f"approvers must have names, got {self.approvers}")
+        check(
             not set(":,") & set("".join(self.approvers)), f"approvers: no name holds ':' or ',', got {self.approvers}"
         )
-        _check(
+        check(
             len(set(self.approvers)) == len(self.approvers), f"approvers: a name stands there twice: {self.approvers}"
         )
-        _check(self.approval_hours > 0, f"approval_hours must be positive, got {self.approval_hours}")
-        _check(self.shadow_nights >= 0, f"shadow_nights must not be negative, got {self.shadow_nights}")
+        check(self.approval_hours > 0, f"approval_hours must be positive, got {self.approval_hours}")
+        check(self.shadow_nights >= 0, f"shadow_nights must not be negative, got {self.shadow_nights}")
         for name in ("shadow_min_agreement", "shadow_alarm_rate"):
             value = getattr(self, name)
-            _check(0 <= value <= 1, f"{name} must be within [0, 1], got {value}")
+            check(0 <= value <= 1, f"{name} must be within [0, 1], got {value}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,6 +162,10 @@ class PromoteSettings:
     """Who was champion when, and why: a folder or ``s3://``; empty: ``<work_dir>/ledger``."""
     ledger_endpoint_url: str = ""
     """S3 server of the ledger; empty: ``paths.s3_endpoint_url``."""
+    signing_key: str = ""
+    """PEM file of the Ed25519 key that vouches for what is let in; empty: one made on first use below ``work_dir``."""
+    trusted_keys: tuple[str, ...] = ()
+    """PEM files of the public keys whose word counts; empty: the signing key's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,9 +200,9 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         slugs = [model.key.slug for model in self.models]
-        _check(bool(slugs), "models: at least one [[models]] entry is needed")
+        check(bool(slugs), "models: at least one [[models]] entry is needed")
         twice = sorted({slug for slug in slugs if slugs.count(slug) > 1})
-        _check(not twice, f"models: {', '.join(twice)} stands there twice")
+        check(not twice, f"models: {', '.join(twice)} stands there twice")
 
     def model(self, slug: str) -> ModelSettings:
         """Settings of the key ``product.line.camera``; raises ``InputError`` naming the known ones."""
@@ -264,7 +264,7 @@ def load_config(path: str | Path) -> PipelineConfig:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
         with_password = list(_with_password(raw))
-        _check(
+        check(
             not with_password,
             f"{', '.join(with_password)}: an address with a password in it would be copied into inputs, records and "
             "logs; put it into the environment (PGPASSWORD, MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)",
@@ -294,6 +294,8 @@ def load_config(path: str | Path) -> PipelineConfig:
             config.promote,
             ledger=_absolute(config.promote.ledger, base) if config.promote.ledger else "",
             ledger_endpoint_url=config.promote.ledger_endpoint_url or paths.s3_endpoint_url,
+            signing_key=_absolute(config.promote.signing_key, base) if config.promote.signing_key else "",
+            trusted_keys=tuple(_absolute(key, base) for key in config.promote.trusted_keys),
         ),
         models=tuple(replace(model, golden=_absolute(model.golden, base)) for model in config.models),
         zero_shot=_absolute_zero_shot(config.zero_shot, base),
