@@ -15,7 +15,7 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup data nightly up down status doctor report test test-slow benchmark check format lock clean
+.PHONY: help setup data nightly up down status doctor report test test-slow chaos benchmark check format lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,9 @@ test: setup ## The tests
 
 test-slow: setup ## The tests of more than a minute each
 	.venv/bin/python -m pytest -m slow
+
+chaos: setup ## Break everything that can break, and print how each case ended (an hour)
+	.venv/bin/python -m pytest -m 'chaos and not gpu'
 
 benchmark: setup ## The figures of the README, as tables
 	.venv/bin/python -m pytest -m benchmark -s tests/benchmarks

@@ -5,13 +5,17 @@ and atomically, so it is there exactly when the step is done; a second call with
 """
 
 import argparse
+import contextlib
+import errno
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+
+from filelock import FileLock, Timeout
 
 from components.contracts import Contract, RunRef, canonical_json, digest_of, from_json, to_json
 from components.errors import EXIT_INPUT_ERROR, EXIT_TRANSIENT_ERROR, InputError, TransientError
@@ -20,6 +24,9 @@ from components.files import write_file
 __all__ = ["main_for", "once", "step_dir", "write_json"]
 
 logger = logging.getLogger(__name__)
+
+_ANOTHER_ATTEMPT_S = 600.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StepInputs(Protocol):
@@ -59,16 +66,39 @@ def once(
 
     Returns:
         The outputs, fresh or remembered.
+
+    Raises:
+        TransientError: Another attempt is at work on the same inputs and does not end, or the disk is full.
     """
     folder = step_dir(step, inputs)
     done = folder / "outputs.json"
-    if done.exists():
-        logger.info("step=%s remembered outputs=%s", step, done)
-        return from_json(outputs_type, json.loads(done.read_text(encoding="utf-8")), where=str(done))
-    write_json(folder / "inputs.json", inputs)
-    outputs = body(inputs, folder)
-    write_json(done, outputs)
-    return outputs
+    with contextlib.nullcontext() if done.exists() else _alone(step, folder):
+        if done.exists():
+            logger.info("step=%s remembered outputs=%s", step, done)
+            return from_json(outputs_type, json.loads(done.read_text(encoding="utf-8")), where=str(done))
+        write_json(folder / "inputs.json", inputs)
+        outputs = body(inputs, folder)
+        write_json(done, outputs)
+        return outputs
+
+
+@contextlib.contextmanager
+def _alone(step: str, folder: Path) -> Iterator[None]:
+    """One attempt at a time in a folder, as one that was given up may live on; a full disk may have room again."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=_ANOTHER_ATTEMPT_S)
+    except Timeout:
+        waited = f"another attempt has been at work in {folder} for {_ANOTHER_ATTEMPT_S:.0f} s"
+        raise TransientError(f"{step}: {waited}; when it is done, the next one finds its outputs") from None
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise TransientError(f"{step}: {error.filename or folder}: {error.strerror}; make room") from error
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -85,6 +85,8 @@ def airflow_environment(
         "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": 0.25,
         "SCHEDULER__JOB_HEARTBEAT_SEC": 2,
         "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": 60,
+        # What a killed scheduler left behind is taken up by the next one within a minute.
+        "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": 60,
         "DAG_PROCESSOR__PARSING_PROCESSES": 1,
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": 60,
         "DAG_PROCESSOR__REFRESH_INTERVAL": 60,

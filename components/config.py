@@ -5,9 +5,12 @@ folder of the configuration file. Only the standard library is imported here.
 """
 
 import datetime as dt
+import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from components.config_operators import AlertSettings, NotifySettings
@@ -43,6 +46,9 @@ __all__ = [
     "ledger_of",
     "load_config",
 ]
+
+
+_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,6 +246,18 @@ def _absolute_zero_shot(settings: ZeroShotSettings, base: Path) -> ZeroShotSetti
     )
 
 
+def _with_password(value: Any, where: str = "") -> Iterator[str]:
+    """Names of the settings whose addresses hold a password."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _with_password(item, f"{where}.{name}" if where else name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _with_password(item, where)
+    elif isinstance(value, str) and _PASSWORD.search(value):
+        yield where
+
+
 def load_config(path: str | Path) -> PipelineConfig:
     """Read and check a configuration file.
 
@@ -255,6 +273,12 @@ def load_config(path: str | Path) -> PipelineConfig:
     path = Path(path).resolve()
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        with_password = list(_with_password(raw))
+        check(
+            not with_password,
+            f"{', '.join(with_password)}: an address with a password in it would be copied into inputs, records and "
+            "logs; put it into the environment (PGPASSWORD, MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)",
+        )
         config = from_json(PipelineConfig, raw, where=path.name)
     except FileNotFoundError:
         raise InputError(f"configuration file {path} does not exist") from None

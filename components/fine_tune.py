@@ -5,13 +5,14 @@ The step's folder holds, beside ``outputs.json``: ``images/`` (this night's norm
 (normals kept from training, for calibration), ``training.json`` (those learnt from) and ``curves.json``.
 """
 
+import gc
 import json
 import logging
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,8 @@ def fine_tune(inputs: FineTuneInputs) -> CandidateRef:
         The candidate; a second call with equal inputs returns it without training.
 
     Raises:
-        InputError: No accepted image, an unknown recipe, a teacher that cannot be loaded, a loss that is not finite.
+        InputError: No accepted image, an unknown recipe, a teacher that cannot be loaded, a loss that is not finite,
+            a device without memory for half a batch.
         TransientError: The data repository is locked or its remote unreachable.
     """
     try:
@@ -101,7 +103,6 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
     parent_dir = Path(champion.package_dir) if champion is not None else None
     model = _start(inputs, parent_dir)
     device = _device(settings)
-    model.to(device)
     accepted, doubtful = _normals(inputs)
     memory = _read_memory(parent_dir)
     training, held_out = split_held_out(accepted, share=settings.held_out_share, seed=settings.seed)
@@ -133,9 +134,13 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
     checkpointer = Checkpointer(
         path=folder / "checkpoint.pt", identity=identity, interval_s=settings.checkpoint_seconds
     )
-    with _save_on_sigterm(checkpointer):
-        result = fit(
-            model,
+
+    def train(parts: int) -> FitResult:
+        nonlocal model
+        if parts > 1:
+            model = _start(inputs, parent_dir)
+        return fit(
+            model.to(device),
             new=load(training),
             replay=load(replay),
             held_out=load([image for image in held_out_memory if not image.doubtful]),
@@ -146,7 +151,11 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
             checkpointer=checkpointer,
             cache_dir=folder / "corruptions",
             max_seconds=settings.max_seconds,
+            parts=parts,
         )
+
+    with _save_on_sigterm(checkpointer):
+        result = _with_less_memory(train)
     seconds = time.monotonic() - started
     new_memory = _Memory(
         training=choose_replay((*replay, *training), limit=settings.replay_images, seed=settings.seed),
@@ -192,6 +201,23 @@ def _device(settings: FineTuneSettings) -> torch.device:
         raise InputError("fine_tune.device is 'cuda', but torch sees no GPU; use 'auto' or 'cpu' to allow the CPU")
     use_gpu = settings.device != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if use_gpu else "cpu")
+
+
+def _with_less_memory(train: Callable[[int], FitResult]) -> FitResult:
+    """Train, and where the device has not the memory, once more with half of each batch at a time."""
+    try:
+        return train(1)
+    except torch.OutOfMemoryError as error:
+        logger.warning("out of memory, going on with half of each batch at a time: %s", error)
+    gc.collect()  # what the failed attempt held is in its frames
+    torch.cuda.empty_cache()
+    try:
+        return train(2)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            "the device ran out of memory, and did so again with half of each batch at a time; free it, choose a "
+            f"smaller recipe, or set fine_tune.device: {error}"
+        ) from error
 
 
 def _teacher(inputs: FineTuneInputs, config: AnyRecipe, device: torch.device) -> SamTeacher | None:

@@ -12,6 +12,8 @@ import pytest
 
 from components.airflow_env import airflow_environment, repository_root
 
+pytest_plugins = ["tests.helpers.chaos_table"]
+
 # A busy machine is no failure: pytest-timeout bounds what hangs.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")

@@ -9,7 +9,7 @@ from typing import overload
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from stlm.config import RecipeConfig
@@ -161,10 +161,11 @@ def save_model(model: AnomalyModel, folder: Path) -> str:
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, folder / WEIGHTS_NAME)
+    content = save(state)  # not save_file(): it says of a full disk only in its own words
+    (folder / WEIGHTS_NAME).write_bytes(content)
     config = json.dumps(model.config.to_json(), indent=2, sort_keys=True)
     (folder / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
-    return hashlib.sha256((folder / WEIGHTS_NAME).read_bytes()).hexdigest()
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_model(folder: Path, *, device: str = "cpu") -> AnomalyModel:

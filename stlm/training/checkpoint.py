@@ -53,9 +53,12 @@ class Checkpointer:
     def save(self, state: dict[str, Any]) -> None:
         """Write the state: temporary sibling, flush to disk, rename."""
         partial = self.path.with_suffix(".part")
-        with partial.open("wb") as file:
-            torch.save({**state, "identity": self.identity}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        try:
+            with partial.open("wb") as file:
+                torch.save({**state, "identity": self.identity}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path)
+        finally:
+            partial.unlink(missing_ok=True)  # half a state is worth nothing, and the disk may be full
         self._last = self.clock()

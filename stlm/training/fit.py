@@ -44,6 +44,7 @@ def fit(
     checkpointer: Checkpointer | None = None,
     cache_dir: Path | None = None,
     max_seconds: float = math.inf,
+    parts: int = 1,
 ) -> FitResult:
     """Train ``model`` in place on new normals, with replay of earlier ones.
 
@@ -59,6 +60,7 @@ def fit(
         checkpointer: Resumes where it left off, and saves on its interval.
         cache_dir: Where pre-made corruptions are kept.
         max_seconds: Limit on the checkpointer's clock from now.
+        parts: Of each batch, that are on the device one after the other; the step is that of the whole batch.
 
     Returns:
         Steps and curves.
@@ -76,6 +78,7 @@ def fit(
             seed=seed,
             checkpointer=checkpointer,
             max_seconds=max_seconds,
+            parts=parts,
         )
     state = checkpointer.load() if checkpointer is not None else None
     deadline = checkpointer.clock() + max_seconds if checkpointer is not None else math.inf
@@ -123,6 +126,7 @@ def fit(
             seed=seed,
             champion=champion,
             lr_scale=stage.update_lr_scale if has_parent else 1.0,
+            parts=parts,
             checkpointer=checkpointer,
             deadline_s=deadline,
             curves=curves,

@@ -19,7 +19,7 @@ from stlm.models.isstad import Isstad
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.loop import num_steps
 from stlm.training.samples import Normals
-from stlm.training.steps import FitResult, Point, StageLoop, run_steps
+from stlm.training.steps import FitResult, Point, Shares, StageLoop, parts_of, run_steps
 
 __all__ = ["fit_isstad", "learning_rate", "random_crop", "repair_losses"]
 
@@ -38,6 +38,8 @@ class _Source:
     """The same of earlier nights; may be empty."""
     share: float
     """Of replayed images in a batch."""
+    parts: int
+    """Of each batch, that are on the device one after the other."""
 
     def draw(self, rng: np.random.Generator) -> Tensor:
         """A batch, new images first; with replacement."""
@@ -60,6 +62,7 @@ def fit_isstad(
     seed: int,
     checkpointer: Checkpointer | None = None,
     max_seconds: float = math.inf,
+    parts: int = 1,
 ) -> FitResult:
     """Train ``model`` in place on new normals, with replay of earlier ones.
 
@@ -72,6 +75,7 @@ def fit_isstad(
         seed: Decides every draw.
         checkpointer: Resumes where it left off, and saves on its interval.
         max_seconds: Limit on the checkpointer's clock from now.
+        parts: Of each batch, that are on the device one after the other; the step is that of the whole batch.
 
     Returns:
         Steps and curves.
@@ -96,7 +100,7 @@ def fit_isstad(
         resumed = state if state is not None and index == first_stage else None
         if stage.name == "repair" and not has_parent and resumed is None:
             model.deepen()
-        source = _Source(model=model, stage=stage, new=images[0], replay=images[1], share=share)
+        source = _Source(model=model, stage=stage, new=images[0], replay=images[1], share=share, parts=parts)
         steps_per_pass = max(1, round(len(new) / (stage.batch_size * (1.0 - share))))
         loop = _loop(source, index, steps, steps_per_pass, seed=seed, has_parent=has_parent)
         loop.checkpointer, loop.deadline_s, loop.curves = checkpointer, deadline, curves
@@ -163,14 +167,16 @@ def learning_rate(stage: IsstadStageConfig, step: int, steps: int, steps_per_pas
     return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / (1.0 - warmup)))
 
 
-def _masked_step(source: _Source, rng: np.random.Generator) -> dict[str, Tensor]:
+def _masked_step(source: _Source, rng: np.random.Generator) -> Shares:
     model, data = source.model, source.model.config.data
     device = model.mean.device
     images = torch.stack([random_crop(image, data, rng) for image in source.draw(rng)])
     noise = torch.from_numpy(rng.random((len(images), model.grid[0] * model.grid[1])))
-    normalised = model.normalise(images.to(device), stage=0)
-    predicted, target, hidden = model.predict_hidden(normalised, noise.to(device), source.stage.mask_ratio)
-    return {"masked_mse": masked_patch_error(predicted, target, hidden)}
+    for rows in parts_of(len(images), source.parts):
+        normalised = model.normalise(images[rows].to(device), stage=0)
+        predicted, target, hidden = model.predict_hidden(normalised, noise[rows].to(device), source.stage.mask_ratio)
+        share = len(normalised) / len(images)
+        yield share, {"masked_mse": masked_patch_error(predicted, target, hidden)}
 
 
 def random_crop(image: Tensor, data: IsstadDataConfig, rng: np.random.Generator) -> Tensor:
@@ -198,7 +204,7 @@ def random_crop(image: Tensor, data: IsstadDataConfig, rng: np.random.Generator)
     return part[0]
 
 
-def _repair_step(source: _Source, rng: np.random.Generator) -> dict[str, Tensor]:
+def _repair_step(source: _Source, rng: np.random.Generator) -> Shares:
     model, config = source.model, source.model.config
     device = model.mean.device
     clean, corrupted, masks = [], [], []
@@ -209,9 +215,11 @@ def _repair_step(source: _Source, rng: np.random.Generator) -> dict[str, Tensor]
         clean.append(lit)
         corrupted.append(torch.from_numpy(pixels).permute(2, 0, 1))
         masks.append(torch.from_numpy(mask))
-    dirty = torch.stack(corrupted).to(device)
-    target = torch.stack(clean).to(device) if config.repair.clean_target else dirty
-    return repair_losses(model, dirty, target, torch.stack(masks).to(device), config.repair)
+    for rows in parts_of(len(masks), source.parts):
+        dirty = torch.stack(corrupted[rows]).to(device)
+        target = torch.stack(clean[rows]).to(device) if config.repair.clean_target else dirty
+        painted = torch.stack(masks[rows]).to(device)
+        yield len(painted) / len(masks), repair_losses(model, dirty, target, painted, config.repair)
 
 
 def repair_losses(

@@ -16,7 +16,7 @@ from stlm.nn.encoders import Features, mask_features
 from stlm.nn.teachers import Teacher
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.samples import Samples, TrainingBatch
-from stlm.training.steps import Point, StageLoop, run_steps
+from stlm.training.steps import Point, Shares, StageLoop, parts_of, run_steps
 
 __all__ = ["StageRun", "num_steps", "pixel_losses", "run_stage"]
 
@@ -41,6 +41,8 @@ class StageRun:
     """Frozen, as it was before the night; wanted where the stage distils."""
     lr_scale: float = 1.0
     """Factor on all learning rates of the stage."""
+    parts: int = 1
+    """Of each batch, that are on the device one after the other."""
     checkpointer: Checkpointer | None = None
     deadline_s: float = math.inf
     """On the checkpointer's clock; the stage ends at the next step after it."""
@@ -178,10 +180,15 @@ def run_stage(run: StageRun, resumed: dict[str, Any] | None) -> bool:
         InterruptedError: The checkpointer was asked to stop; its file holds the state.
     """
 
-    def losses(rng: np.random.Generator) -> dict[str, Tensor]:
+    def losses(rng: np.random.Generator) -> Shares:
         batch = _draw(run, rng)
         masked = run.stage.name == "masked_reconstruction"
-        return _masked_losses(run, batch, rng) if masked else pixel_losses(run, batch)
+        for rows in parts_of(len(batch.mask), run.parts):
+            part = batch.rows(rows)
+            yield (
+                len(part.mask) / len(batch.mask),
+                _masked_losses(run, part, rng) if masked else pixel_losses(run, part),
+            )
 
     loop = StageLoop(
         model=run.model,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -45,6 +45,14 @@ class TrainingBatch(NamedTuple):
     """A teacher's two levels of the corrupted view, where they are cached; empty otherwise."""
     clean_targets: tuple[Tensor, ...] = ()
     """The same of the clean view."""
+
+    def rows(self, rows: slice) -> "TrainingBatch":
+        """A part of the batch."""
+        corrupted, clean, corrupted_targets, clean_targets = (
+            tuple(level[rows] for level in levels)
+            for levels in (self.corrupted, self.clean, self.corrupted_targets, self.clean_targets)
+        )
+        return TrainingBatch(corrupted, clean, self.mask[rows], corrupted_targets, clean_targets)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,7 +207,8 @@ class Samples:
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_suffix(".part")
-                save_file(shard, partial, metadata={"identity": identity})
+                # Not save_file(): it says of a full disk only in its own words.
+                partial.write_bytes(save(shard, metadata={"identity": identity}))
                 partial.replace(path)
             shards.append(shard if path is None or self._teacher is None else path)
             logger.info("corrupting %s images: %d of %d", label, min(start + _SHARD, len(pairs)), len(pairs))

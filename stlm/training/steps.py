@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,12 @@ from tqdm import tqdm
 from stlm.errors import TrainingDivergedError
 from stlm.training.checkpoint import Checkpointer
 
-__all__ = ["FitResult", "Point", "StageLoop", "run_steps"]
+__all__ = ["FitResult", "Point", "Shares", "StageLoop", "parts_of", "run_steps"]
 
 logger = logging.getLogger(__name__)
 Point = dict[str, float]
+Shares = Iterable[tuple[float, dict[str, Tensor]]]
+"""For each part of a batch: its share of the batch, and the terms of its loss."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +50,8 @@ class StageLoop:
     seed: int
     optimizers: Sequence[torch.optim.Optimizer]
     """At their full learning rates."""
-    losses: Callable[[np.random.Generator], dict[str, Tensor]]
-    """Draws a batch with the step's own generator and gives the terms of its loss."""
+    losses: Callable[[np.random.Generator], Shares]
+    """Draws a batch with the step's own generator; a part's loss is computed when the one before is done with."""
     rate: Callable[[int], float]
     """Step -> factor on every learning rate."""
     clears: Callable[[int], bool] = _always
@@ -84,21 +86,16 @@ def run_steps(loop: StageLoop, resumed: dict[str, Any] | None) -> bool:
         ):
             rng = np.random.default_rng([loop.seed, loop.index, step])
             torch.manual_seed(int(rng.integers(2**31)))
-            losses = loop.losses(rng)
-            total = torch.stack(list(losses.values())).sum()
-            if not torch.isfinite(total):
-                values = " ".join(f"{name}={value.item():.4g}" for name, value in losses.items())
-                raise TrainingDivergedError(f"stage {loop.name}, step {step}: loss is not finite ({values})")
             factor = loop.rate(step)
             for optimizer, rates in zip(loop.optimizers, full_rates, strict=True):
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
                 if loop.clears(step):
                     optimizer.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
+            values = _backward(loop, step, rng)
             for optimizer in loop.optimizers:
                 optimizer.step()
-            _record(loop, step, total, losses)
+            _record(loop, step, values)
             if loop.checkpointer is not None:
                 if loop.checkpointer.due():
                     loop.checkpointer.save(_state(loop, step + 1))
@@ -112,12 +109,31 @@ def run_steps(loop: StageLoop, resumed: dict[str, Any] | None) -> bool:
     return True
 
 
-def _record(loop: StageLoop, step: int, total: Tensor, losses: dict[str, Tensor]) -> None:
-    values = {name: value.item() for name, value in losses.items()}
+def parts_of(count: int, parts: int) -> list[slice]:
+    """``count`` rows in at most so many runs of one length, but for the last."""
+    length = max(1, math.ceil(count / parts))
+    return [slice(start, min(start + length, count)) for start in range(0, count, length)]
+
+
+def _backward(loop: StageLoop, step: int, rng: np.random.Generator) -> Point:
+    """Add the gradients of the step's batch; the terms of its loss."""
+    values: Point = {}
+    for share, losses in loop.losses(rng):
+        total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
+            found = " ".join(f"{name}={value.item():.4g}" for name, value in losses.items())
+            raise TrainingDivergedError(f"stage {loop.name}, step {step}: loss is not finite ({found})")
+        (total * share).backward()  # type: ignore[no-untyped-call]
+        for name, value in losses.items():
+            values[name] = values.get(name, 0.0) + share * value.item()
+    return values
+
+
+def _record(loop: StageLoop, step: int, values: Point) -> None:
     loop.curves.setdefault(loop.name, []).append({"step": float(step), **values})
     if step % 25 == 0 or step == loop.steps - 1:
         terms = " ".join(f"{name}={value:.4f}" for name, value in values.items())
-        logger.info("stage=%s step=%d/%d loss=%.4f %s", loop.name, step + 1, loop.steps, total.item(), terms)
+        logger.info("stage=%s step=%d/%d loss=%.4f %s", loop.name, step + 1, loop.steps, sum(values.values()), terms)
 
 
 def _resume(loop: StageLoop, resumed: dict[str, Any]) -> int:

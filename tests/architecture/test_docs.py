@@ -16,6 +16,7 @@ from components.night_record import STEPS
 from stlm.constants import EFFICIENTNET_LITE0_SHA256
 from stlm.recipes import RECIPES
 from stlm.zero_shot.prompts import load_prompts
+from tests.helpers.chaos_table import declared
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "infra/README.md")
@@ -94,6 +95,11 @@ def test_the_readme_tells_of_every_step_of_a_night_in_order() -> None:
 
 def test_the_readme_tells_of_every_recipe() -> None:
     assert set(first_column(section("## The model, its recipes, a SAM checkpoint, GPUs"))) == set(RECIPES)
+
+
+def test_the_readme_lists_every_case_of_make_chaos_and_how_it_ends() -> None:
+    rows = re.findall(r"^\| (.+) \| (.+) \|$", section("## When things break"), flags=re.MULTILINE)
+    assert sorted(rows[1:]) == sorted(declared(ROOT / "tests"))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -151,6 +151,7 @@ def test_the_expected_time_comes_from_earlier_records(world: TinyWorld) -> None:
     assert planned.expected_s == 128.0
 
 
+@pytest.mark.chaos("a corrupt old night in a backfill", outcome="the chain stops there, naming it")
 def test_a_corrupt_night_stops_the_chain_and_can_be_marked_as_a_gap(world: TinyWorld) -> None:
     new_mlflow(world.root / "mlflow")
     corrupt(world, NIGHTS[0])
@@ -193,6 +194,7 @@ def test_two_backfills_of_one_key_at_once_are_refused(world: TinyWorld) -> None:
         replay(backfill_inputs(short, *NIGHTS[:2]))
 
 
+@pytest.mark.chaos("kill -9 of a backfill at its fifth night of ten", outcome="goes on at the fifth; the same lineage")
 @pytest.mark.slow
 def test_a_replay_killed_at_the_fifth_of_ten_nights_goes_on_at_the_fifth(tmp_path: Path) -> None:
     new_mlflow(tmp_path / "mlflow")

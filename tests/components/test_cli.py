@@ -65,6 +65,7 @@ def test_a_crash_leaves_no_outputs_and_the_next_try_finds_its_files(inputs: Echo
     assert _echo(crashing).num_calls == 2
 
 
+@pytest.mark.chaos("a write that fails half-way", outcome="the old file, and no other")
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     write_json(path, {"a": 1})

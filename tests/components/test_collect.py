@@ -157,6 +157,7 @@ def test_a_lot_that_changed_after_it_was_taken_is_refused_on_a_rerun(plant: Plan
         plant.collect("2026-11-01")
 
 
+@pytest.mark.chaos("images missing or cut short in the landing zone", outcome="refused, each named; nothing taken")
 def test_missing_images_and_wrong_sizes_are_told_together_and_nothing_is_taken(plant: Plant) -> None:
     plant.deliver("lot-a", "2026-11-01", "1.png", "2.png", "3.png")
     (plant.lot("lot-a") / "1.png").unlink()
@@ -195,6 +196,7 @@ def test_a_folder_that_is_no_lot_is_ignored_but_said(plant: Plant) -> None:
     assert "line1/cam1/.uploading is ignored" in plant.collect("2026-11-01").waiting[0]
 
 
+@pytest.mark.chaos("paths in the names of a manifest", outcome="refused")
 @pytest.mark.parametrize(
     "name",
     ["../1.png", "/etc/passwd", "sub/1.png", "..", ".hidden.png", "a\\b.png", "a\nb.png", "x.dvc", "", "é" * 101],
@@ -212,6 +214,7 @@ def test_one_name_twice_is_refused_whatever_its_case(plant: Plant) -> None:
         plant.collect("2026-11-01")
 
 
+@pytest.mark.chaos("a symbolic link in a lot", outcome="refused")
 def test_a_link_in_a_lot_is_refused(plant: Plant) -> None:
     plant.deliver("lot-a", "2026-11-01", "1.png")
     (plant.lot("lot-a") / "1.png").unlink()
@@ -238,6 +241,7 @@ def test_a_manifest_that_does_not_fit_names_file_and_field(plant: Plant, change:
         plant.collect("2026-11-01")
 
 
+@pytest.mark.chaos("a manifest that is still being written", outcome="tried again later")
 def test_half_a_manifest_is_worth_another_try(plant: Plant) -> None:
     plant.deliver("lot-a", "2026-11-01", "1.png")
     manifest = plant.lot("lot-a") / "manifest.json"
@@ -287,6 +291,7 @@ def _killed_at(event_number: int, inputs: CollectInputs) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
+@pytest.mark.chaos("kill -9 of collect at every change of the file system", outcome="the same batch, and nothing half")
 def test_a_crash_at_any_change_of_the_file_system_leads_to_the_same_end(plant: Plant) -> None:
     plant.deliver("lot-a", "2026-11-01", "1.png", "2.png")
     reference = plant.collect("2026-11-01")

@@ -82,6 +82,17 @@ def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, old: str, new: str, 
         load_config(path)
 
 
+@pytest.mark.chaos("a password in the configuration's addresses", outcome="refused by the setting's name, without it")
+@pytest.mark.parametrize("place", ["tracking_uri", "dvc_remote"])
+def test_a_password_in_an_address_is_refused_without_repeating_it(tmp_path: Path, place: str) -> None:
+    path = make_tiny_world(tmp_path).config_path
+    old = {"tracking_uri": '"sqlite:///mlflow/mlflow.db"', "dvc_remote": '"dvc-remote"'}[place]
+    path.write_text(path.read_text().replace(old, '"postgresql+psycopg2://stlm:hunter2@db/mlflow"'))
+    with pytest.raises(InputError, match=rf"{place}: an address with a password in it.* environment") as refused:
+        load_config(path)
+    assert "hunter2" not in str(refused.value)
+
+
 def test_a_key_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
     path = make_tiny_world(tmp_path).config_path
     path.write_text(

@@ -169,6 +169,7 @@ def test_fetching_into_a_folder_keeps_what_is_right_and_mends_what_is_not(
     assert (out / "2026-11-01-0" / "3.png").stat().st_ino == kept.st_ino
 
 
+@pytest.mark.chaos("a rotten object in DVC's cache", outcome="replaced from the remote")
 def test_a_cached_object_that_rotted_is_replaced_from_the_remote(repository: DataRepository, tmp_path: Path) -> None:
     run, batch = night(tmp_path / "in", "2026-11-01")
     reference = repository.add_partition(run, batch)
@@ -214,6 +215,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(repository: DataReposi
     assert contents(tmp_path / "repo") == {"thesis.tex": b"all my work"}
 
 
+@pytest.mark.chaos("three keys version at once", outcome="one after the other; nothing lost")
 def test_writers_wait_for_each_other(tmp_path: Path) -> None:
     def add(camera: str) -> DatasetRef:
         batch = night(tmp_path / "in", "2026-11-01", key=replace(KEY, camera=camera))
@@ -228,12 +230,14 @@ def test_writers_wait_for_each_other(tmp_path: Path) -> None:
     assert len(contents(tmp_path / "out")) == 21
 
 
+@pytest.mark.chaos("the data repository's lock held for ever", outcome="tried again later")
 def test_a_lock_that_is_never_given_back_is_worth_another_try_later(tmp_path: Path) -> None:
     repository = DataRepository(tmp_path / "repo", str(tmp_path / "remote"), lock_seconds=0.2)
     with FileLock(tmp_path / ".repo.lock"), pytest.raises(TransientError, match="held by another writer"):
         repository.add_partition(*night(tmp_path / "in", "2026-11-01"))
 
 
+@pytest.mark.chaos("DVC's lock held by a person's command", outcome="waited for")
 def test_a_persons_own_dvc_command_is_waited_for(repository: DataRepository, tmp_path: Path) -> None:
     repository.add_partition(*night(tmp_path / "in", "2026-11-01"))
     held, release = threading.Event(), threading.Event()
@@ -254,6 +258,7 @@ def test_a_persons_own_dvc_command_is_waited_for(repository: DataRepository, tmp
     assert time.monotonic() - started > 3
 
 
+@pytest.mark.chaos("dead locks and half files of killed git and DVC", outcome="cleared away; the night goes in whole")
 def test_what_killed_processes_leave_behind_stops_nobody(repository: DataRepository, tmp_path: Path) -> None:
     repository.add_partition(*night(tmp_path / "in", "2026-11-01"))
     repo = tmp_path / "repo"
@@ -294,6 +299,9 @@ def _killed_at(moment: int, folder: Path, batch: tuple[RunRef, BatchRef], count_
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
+@pytest.mark.chaos(
+    "kill -9 of version at changes all over add, push, commit and tag", outcome="the same commit, objects and tag"
+)
 @pytest.mark.parametrize("first_night", [True, False])
 def test_a_crash_at_any_moment_leads_to_the_same_end(tmp_path: Path, *, first_night: bool) -> None:
     template, folder = tmp_path / "template", tmp_path / "state"
@@ -347,6 +355,7 @@ def test_two_machines_share_an_origin(tmp_path: Path) -> None:
     assert third.tag in git(tmp_path / "origin.git", "tag").split()
 
 
+@pytest.mark.chaos("git push refused, as another machine was first", outcome="made anew on top of the winner")
 def test_a_lost_race_for_the_origin_is_run_again_on_top_of_the_winner(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q", "--bare", "-b", "main", "origin.git")
     ours = DataRepository(tmp_path / "ours", str(tmp_path / "remote"))
@@ -368,6 +377,30 @@ def test_a_lost_race_for_the_origin_is_run_again_on_top_of_the_winner(tmp_path: 
     assert len(contents(tmp_path / "out")) == 3 * 7
 
 
+@pytest.mark.chaos("git push refused by the origin's own rules", outcome="tried again; then the same commit, once")
+def test_an_origin_that_refuses_for_a_while_gets_the_same_commit_later(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q", "--bare", "-b", "main", "origin.git")
+    repository = DataRepository(tmp_path / "repo", str(tmp_path / "remote"))
+    repository.add_partition(*night(tmp_path / "in", "2026-11-01"))
+    git(tmp_path / "repo", "remote", "add", "origin", str(tmp_path / "origin.git"))
+    hook = tmp_path / "origin.git" / "hooks" / "pre-receive"
+    hook.write_text("#!/bin/sh\necho 'no pushes during the backup' >&2\nexit 1\n")
+    hook.chmod(hook.stat().st_mode | stat.S_IXUSR)
+    second = night(tmp_path / "in", "2026-11-02")
+    with pytest.raises(TransientError, match="no pushes during the backup"):
+        repository.add_partition(*second)
+    assert git(tmp_path / "origin.git", "for-each-ref") == ""
+
+    hook.unlink()
+    reference = repository.add_partition(*second)
+
+    assert (
+        git(tmp_path / "origin.git", "rev-parse", "main", f"refs/tags/{reference.tag}").split()
+        == [reference.revision] * 2
+    )
+    assert git(tmp_path / "repo", "log", "--format=%s").count("Add 2026-11-0") == 2
+
+
 def test_the_remote_may_be_a_bucket(s3: S3Server, new_store: Callable[[], str], tmp_path: Path) -> None:
     repository = DataRepository(tmp_path / "repo", f"{new_store()}/dvc", s3.endpoint_url)
     run, batch = night(tmp_path / "in", "2026-11-01")
@@ -380,6 +413,7 @@ def test_the_remote_may_be_a_bucket(s3: S3Server, new_store: Callable[[], str], 
     assert s3.access_key not in config
 
 
+@pytest.mark.chaos("a DVC remote that does not answer", outcome="tried again; no tag until all is there")
 def test_a_remote_that_does_not_answer_is_worth_another_try(
     s3: S3Server, new_store: Callable[[], str], tmp_path: Path
 ) -> None:

@@ -232,6 +232,7 @@ def test_a_second_call_and_a_second_work_folder_give_the_same_evaluation(shared,
     assert again.digest == evaluation.digest
 
 
+@pytest.mark.chaos("evaluate dies before its end", outcome="done again; the same digest")
 def test_a_crash_before_the_end_leaves_nothing_that_counts(shared, tmp_path):
     world, results = shared
     golden, evaluation = results["masks"]

@@ -137,6 +137,7 @@ def test_a_second_call_returns_the_same_package_untouched(inputs: ExportInputs) 
     assert (Path(first.package_dir) / "model.onnx").stat().st_mtime_ns == written
 
 
+@pytest.mark.chaos("export dies before its end", outcome="done again; the same digest")
 def test_a_try_that_died_before_its_end_is_done_again_with_the_same_digest(inputs: ExportInputs) -> None:
     first = export(inputs)
     folder = Path(first.package_dir)
@@ -181,6 +182,7 @@ def test_an_evaluation_of_another_candidate_is_bad_input(inputs: ExportInputs) -
         export(dataclasses.replace(inputs, evaluation=other))
 
 
+@pytest.mark.chaos("the golden set changes between evaluate and export", outcome="refused")
 def test_a_golden_set_that_changed_since_the_evaluation_is_bad_input(inputs: ExportInputs) -> None:
     (Path(inputs.golden) / "test" / "good" / "000.png").unlink()
 

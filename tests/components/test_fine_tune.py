@@ -136,7 +136,24 @@ def test_a_second_call_returns_the_candidate_without_training(tmp_path: Path) ->
     assert weights.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(
+            signal.SIGKILL,
+            marks=pytest.mark.chaos("kill -9 of fine_tune", outcome="resumed; the same weights bit by bit"),
+        ),
+        pytest.param(
+            signal.SIGTERM,
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.chaos(
+                    "SIGTERM to fine_tune", outcome="saves and ends in 30 s; resumed; the same weights bit by bit"
+                ),
+            ],
+        ),
+    ],
+)
 def test_a_killed_training_goes_on_and_ends_with_the_same_weights(tmp_path: Path, how: signal.Signals) -> None:
     world = make_tiny_world(tmp_path)
     world.feed(NIGHTS[0], num_images=60)
@@ -153,7 +170,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(tmp_path: Path
         while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.001)
         process.send_signal(how)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=30)
 
     assert process.returncode == (EXIT_TRANSIENT_ERROR if how is signal.SIGTERM else -signal.SIGKILL), errors
     assert checkpoint.exists()
@@ -204,6 +221,7 @@ def test_the_published_isstad_asks_for_its_checkpoint(tmp_path: Path, monkeypatc
         fine_tune(dataclasses.replace(inputs_for(world, NIGHTS[0]), recipe="isstad_paper"))
 
 
+@pytest.mark.chaos("a GPU asked for where there is none", outcome="refused at once; the CPU only where allowed")
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     world = make_tiny_world(tmp_path)

@@ -112,6 +112,7 @@ def test_a_package_of_another_candidate_is_an_error(equal):
     assert "d" * 64 in reason_of(decision, "binding").detail
 
 
+@pytest.mark.chaos("evidence missing or altered before the gate", outcome="verdict ERROR; nothing promoted")
 @pytest.mark.parametrize("name", ["report.json", "scores.npz", "pixels.npz", "normals.npz", "package/calibration.json"])
 @pytest.mark.parametrize("harm", ["gone", "altered"])
 def test_missing_or_altered_evidence_is_an_error(equal, name, harm):
@@ -481,6 +482,7 @@ def test_a_champion_of_the_same_night_has_nothing_to_forget(equal):
 # --- the yardstick and the package ------------------------------------------------------------------------------------
 
 
+@pytest.mark.chaos("the golden set changes between evaluate and gate", outcome="verdict ERROR; nothing promoted")
 def test_a_golden_set_that_changed_after_the_evaluation_is_an_error(equal):
     Image.fromarray(np.full((8, 8), 91, np.uint8)).save(equal.golden / "test" / "good" / "0.png")
     decision = equal.judge()

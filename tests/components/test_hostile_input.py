@@ -92,6 +92,10 @@ def _infinite_size(producer: Producer) -> None:
     path.write_text(path.read_text().replace('"bytes": 1', '"bytes": Infinity'))
 
 
+@pytest.mark.chaos(
+    "100,000 names, doubles, nesting, endless files, links and paths in a manifest",
+    outcome="refused soon and in few words; nothing taken",
+)
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
@@ -119,6 +123,7 @@ def test_it_is_refused_soon_and_in_few_words_and_nothing_is_taken(
     assert not list(producer.folder.rglob("taken.json"))
 
 
+@pytest.mark.chaos("an image grows while it is read", outcome="given up at its announced size")
 def test_an_image_that_grows_while_it_is_read_is_given_up_at_its_announced_size(producer: Producer) -> None:
     source = producer.folder / "1.png"
     source.write_bytes(b"x" * 1000)
@@ -134,6 +139,7 @@ def test_an_image_that_grows_while_it_is_read_is_given_up_at_its_announced_size(
     assert not [path for path in Path(first.batch.image_dir).rglob("*") if path.is_file()]
 
 
+@pytest.mark.chaos("names with spaces, accents, formulas and markup", outcome="kept as they are")
 @pytest.mark.filterwarnings("default")
 def test_names_with_spaces_accents_formulas_and_markup_reach_the_data_repository_as_they_are(
     producer: Producer,

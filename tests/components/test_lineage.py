@@ -58,6 +58,7 @@ def test_the_next_step_of_a_run_goes_on_and_makes_an_attempt_that_was_given_up_l
                 given_up.admit(0, "records")
 
 
+@pytest.mark.chaos("a run dies while it holds the key", outcome="given up after its lease; the next one goes on")
 def test_a_dead_run_is_given_up_after_its_time_and_a_waiting_one_takes_its_place(tmp_path: Path) -> None:
     clock = _Clock()
     dead = _lineage(tmp_path, clock)
@@ -92,6 +93,7 @@ class _Asleep:
             raise StaleLeaseError(f"{where} was written under fence {seen}, this run's is {self.number}: it is late")
 
 
+@pytest.mark.chaos("the attempt that was given up writes a record", outcome="refused")
 def test_late_records_are_refused(tmp_path: Path) -> None:
     late, present = _lost(tmp_path)
     run = make_tiny_world(tmp_path / "world").run(NIGHTS[0])
@@ -103,6 +105,7 @@ def test_late_records_are_refused(tmp_path: Path) -> None:
     assert list(read_night(run)) == ["gate"]
 
 
+@pytest.mark.chaos("the attempt that was given up commits a night", outcome="refused; no ref changed")
 @pytest.mark.filterwarnings("default")
 def test_a_late_commit_to_the_data_repository_is_refused(tmp_path: Path) -> None:
     late, present = _lost(tmp_path)
@@ -119,6 +122,7 @@ def test_a_late_commit_to_the_data_repository_is_refused(tmp_path: Path) -> None
     assert "ence" not in subprocess.run(message, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.chaos("the attempt that was given up registers a version", outcome="refused; no version")
 @pytest.mark.filterwarnings("default")
 def test_a_late_version_is_refused_by_the_registry(tmp_path: Path) -> None:
     late, present = _lost(tmp_path)

@@ -138,6 +138,7 @@ for name in ("torch", "mlflow", "airflow", "components", "pandas", "safetensors"
 """
 
 
+@pytest.mark.chaos("a pickle in a package that is to serve", outcome="cannot be loaded")
 def test_in_the_clean_process_no_pickle_and_nothing_but_the_runtime_can_be_had() -> None:
     said = _clean(_TRY_PICKLES)
     assert said == ["a pickle that wants posix.getcwd was opened, which is forbidden"] * 2

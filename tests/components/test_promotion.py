@@ -6,6 +6,7 @@ import multiprocessing
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from components.adapters.ledger import LedgerBrokenError
 from components.adapters.storage import open_storage
 from components.adapters.tracking import open_run
 from components.config import MlflowSettings
-from components.errors import InputError
+from components.errors import InputError, TransientError
 from tests.helpers.edges import dies_before_change, watched
+from tests.helpers.faulty_proxy import Fault, faulty_proxy
 from tests.helpers.model_package import KEY, new_mlflow, night, write_package
 from tests.helpers.promotion import ahead, make_champion, new_desk
 from tests.helpers.s3_server import S3Server
@@ -159,6 +161,10 @@ CHANGES: dict[str, tuple[tuple[int, ...], Change]] = {
 _SLOW = pytest.mark.slow
 
 
+@pytest.mark.chaos(
+    "kill -9 of promotion, roll-back and freeze at every change, on a folder and on S3",
+    outcome="one move, one commit, the same aliases",
+)
 @pytest.mark.parametrize(
     ("what", "store", "stride"),
     [
@@ -206,6 +212,32 @@ def test_killed_at_any_boundary_and_tried_again_it_ends_as_if_undisturbed(
     assert sum(1 for _ in boundaries) >= least / stride
 
 
+@pytest.mark.slow
+@pytest.mark.chaos(
+    "S3 breaks eight requests in a row of a promotion", outcome="one move, one commit; the chain is whole"
+)
+@pytest.mark.parametrize("fault", ["500", "503", "reset", "half a put", "half an answer"])
+def test_a_promotion_whose_ledger_breaks_is_made_once(
+    template: World, tmp_path: Path, s3: S3Server, new_store: Callable[[], str], fault: Fault
+) -> None:
+    with faulty_proxy(s3.endpoint_url) as proxy:
+        world = replace(template.copy(tmp_path / "world"), ledger=new_store(), endpoint_url=proxy.url)
+        make_champion(world.desk(), 1)
+        proxy.breaks(fault, times=8)
+        for attempt in range(1, 10):  # as a task's retries, each when the lease of the one before has run out
+            with suppress(TransientError):
+                _promote_2(world.desk(ahead(3600 * attempt)))
+                break
+        assert proxy.broken == 8
+        proxy.heals()
+
+        assert world.aliases == {"champion": 2, "previous": 1, "anchor": 2}
+        assert [e.body["champion"] for e in world.desk().look()[0].entries if e.kind == "commit"] == [1, 2]
+        chain, posted = world.desk().look()
+        assert posted.tags["stlm.ledger_head"] == chain.head
+
+
+@pytest.mark.chaos("promotion dies between ledger and alias", outcome="undone before the alias, finished after it")
 def test_what_died_before_the_alias_is_undone_and_what_died_after_it_is_finished(
     template: World, tmp_path: Path
 ) -> None:
@@ -292,6 +324,7 @@ def _once(wanted: str, position: int, value: str, act: Callable[[], object]) -> 
     return hook
 
 
+@pytest.mark.chaos("a promoter sleeps through its lease before the alias", outcome="refused; changes nothing")
 def test_a_holder_whose_lease_ran_out_before_the_alias_changes_nothing(world: World) -> None:
     make_champion(world.desk(), 1)
 
@@ -310,6 +343,7 @@ def test_a_holder_whose_lease_ran_out_before_the_alias_changes_nothing(world: Wo
     assert "2" not in moves
 
 
+@pytest.mark.chaos("a promoter sleeps through its lease at the alias", outcome="its alias is put back")
 def test_a_late_alias_of_a_holder_whose_lease_ran_out_is_put_back(world: World) -> None:
     make_champion(world.desk(), 1)
 
@@ -322,6 +356,7 @@ def test_a_late_alias_of_a_holder_whose_lease_ran_out_is_put_back(world: World) 
     assert [e.body["champion"] for e in world.desk().look()[0].entries if e.kind == "commit"] == [1, 3]
 
 
+@pytest.mark.chaos("a late promoter meets another's commit half way", outcome="the alias is the ledger's")
 def test_a_late_writer_that_meets_a_commit_half_way_does_not_leave_its_alias_behind(world: World) -> None:
     """Version 3's promoter has moved the alias and is about to commit, entry 6, when version 2's wakes up, sets its
     alias, finds its lease lost and puts back what the ledger says by then: version 1."""
@@ -370,6 +405,7 @@ def test_a_lease_that_ran_out_unnoticed_is_not_used_again(world: World) -> None:
     assert world.aliases["champion"] == 1
 
 
+@pytest.mark.chaos("four processes promote at once", outcome="one wins, the others are told")
 def test_of_processes_that_promote_at_once_exactly_one_wins(world: World) -> None:
     assert not dies_before_change(10_000, lambda: make_champion(world.desk(), 1))
     context = multiprocessing.get_context("fork")

@@ -79,6 +79,9 @@ def _run(tmp_path: Path, mlflow: MlflowSettings, settings: PromoteSettings, coun
     assert posted.tags["stlm.ledger_head"] == chain.head
 
 
+@pytest.mark.chaos(
+    "twenty processes promote at once, on PostgreSQL and S3", outcome="one wins, the others are told; one commit"
+)
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_of_twenty_processes_on_postgresql_and_s3_exactly_one_wins(
@@ -90,6 +93,7 @@ def test_of_twenty_processes_on_postgresql_and_s3_exactly_one_wins(
         _run(tmp_path, mlflow, settings, 20)
 
 
+@pytest.mark.chaos("kill -9 of the step promote at every change", outcome="one version, one move, one commit")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_whole_step_killed_at_any_boundary_ends_in_one_version_one_move_one_commit(tmp_path: Path) -> None:
@@ -121,6 +125,7 @@ def test_the_whole_step_killed_at_any_boundary_ends_in_one_version_one_move_one_
     assert number > 15
 
 
+@pytest.mark.chaos("kill -9 of a roll-back at every change", outcome="the version before, moved to once")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_whole_roll_back_killed_at_any_boundary_ends_on_the_version_before(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_candidates_registered_at_once_by_many_are_one_version_each(
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
 
 
+@pytest.mark.chaos("registering dies after upload, model or version", outcome="completed by the next try; one version")
 @pytest.mark.parametrize("crash_after", ["upload", "create_model", "create_version"])
 def test_a_crash_while_registering_is_completed_by_the_next_try(
     registry: ModelRegistry, client: MlflowClient, run_id: str, tmp_path: Path, crash_after: str
@@ -121,6 +122,7 @@ def test_a_crash_while_registering_is_completed_by_the_next_try(
     assert OnnxPredictor(ref.package_dir).threshold == 0.5
 
 
+@pytest.mark.chaos("half a model in the registry", outcome="replaced")
 def test_a_half_uploaded_model_is_replaced(registry: ModelRegistry, run_id: str, tmp_path: Path) -> None:
     what = package(tmp_path, 0)
     uploaded = Path(registry._upload(what, run_id))
@@ -149,6 +151,7 @@ def test_a_champion_whose_version_was_deleted_is_not_taken_for_a_first_night(
         registry.champion(KEY)
 
 
+@pytest.mark.chaos("an altered model in a worker's cache", outcome="downloaded again")
 def test_an_altered_copy_in_the_cache_is_downloaded_again(registry: ModelRegistry, run_id: str, tmp_path: Path) -> None:
     champion(registry, tmp_path, run_id)
     serving = registry.champion(KEY)
@@ -162,6 +165,7 @@ def test_an_altered_copy_in_the_cache_is_downloaded_again(registry: ModelRegistr
     assert sorted(path.name for path in (tmp_path / "models" / NAME).iterdir()) == [".1.lock", "1"]
 
 
+@pytest.mark.chaos("a model altered in the registry", outcome="refused")
 def test_what_was_altered_in_the_registry_is_refused(
     registry: ModelRegistry, client: MlflowClient, run_id: str, tmp_path: Path
 ) -> None:

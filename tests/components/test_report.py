@@ -116,6 +116,7 @@ def test_the_page_asks_for_nothing_outside_itself(root: Path) -> None:
     assert "default-src 'none'" in text
 
 
+@pytest.mark.chaos("markup and formulas in names, metadata and messages", outcome="text in the report")
 def test_file_names_metadata_and_messages_stay_text(root: Path) -> None:
     evil = "<script>alert(1)</script>"
     names = [f"img_{index:03d}.png" for index in range(11)] + ["<img src=x onerror=alert(1)>.png"]
@@ -399,6 +400,7 @@ def test_a_file_of_another_shape_costs_its_part_and_not_the_page(root: Path, nam
     assert "Where it came from" in text
 
 
+@pytest.mark.chaos("what the report reads is gone or garbage", outcome="a page that says so")
 @pytest.mark.parametrize("content", [None, b"\x00garbage"])
 def test_files_that_are_gone_or_garbage_leave_a_page_that_says_so(root: Path, content: bytes | None) -> None:
     inputs = finished_night(root)

@@ -172,6 +172,7 @@ def test_nothing_replaces_what_is_not_there(storage: Storage) -> None:
     assert not storage.exists("lease.json")
 
 
+@pytest.mark.chaos("the answer to a conditional put is lost", outcome="known by its content; written once")
 def test_a_conditional_put_whose_answer_was_lost_is_known_by_its_content(s3: S3Server, new_store: NewStore) -> None:
     """boto3 repeats a request that timed out; the repetition is refused because of the first one."""
     storage = open_storage(new_store(), endpoint_url=s3.endpoint_url)
@@ -181,6 +182,7 @@ def test_a_conditional_put_whose_answer_was_lost_is_known_by_its_content(s3: S3S
     assert not storage.put_if_absent("a.json", b"another's")
 
 
+@pytest.mark.chaos("a writer dies within a put", outcome="no half file, nobody waiting")
 def test_a_writer_that_dies_leaves_no_half_file_and_nobody_waiting(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     code = (

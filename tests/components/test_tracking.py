@@ -100,6 +100,7 @@ def test_a_closed_run_still_takes_what_a_later_step_logs(
     assert open_run(mlflow, night(tmp_path)) == run_id
 
 
+@pytest.mark.chaos("MLflow does not answer", outcome="tried again; named without its password")
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "postgresql+psycopg2://user:hidden@127.0.0.1:9/mlflow"])
 def test_unreachable_server_is_worth_a_retry_and_named_without_its_password(uri: str, tmp_path: Path) -> None:
     with pytest.raises(TransientError, match=r"MLflow at .*127\.0\.0\.1:9.* cannot be reached") as raised:

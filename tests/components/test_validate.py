@@ -83,6 +83,7 @@ def two_levels(seed: int) -> Image.Image:
 TROUBLE = {
     "truncated.png": (encoded(good(900))[:1500], "unreadable"),
     "empty.png": (b"", "unreadable"),
+    "bomb.png": (encoded(Image.new("1", (20_000, 20_000))), "unreadable"),  # 50 kB that decode to 400 megapixels
     "=1+1.png": (b"frame grabber: no signal\n", "unreadable"),
     "alpha.png": (encoded(good(901).convert("RGBA")), "mode"),
     "deep.png": (deep_colour(902), "bit depth"),
@@ -194,6 +195,10 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> Troubled:
     return Troubled(plant=plant, inputs=inputs, ref=ref, table=table_of(ref))
 
 
+@pytest.mark.chaos(
+    "a decompression bomb, half an image, no image, a format that is not the product's",
+    outcome="quarantined, each by name",
+)
 @pytest.mark.parametrize(("name", "reason"), [(name, reason) for name, (_, reason) in TROUBLE.items()])
 def test_a_rule_finds_its_own_trouble_and_no_other(troubled: Troubled, name: str, reason: str) -> None:
     row = troubled.table.loc[f"second/{name}"]
@@ -210,7 +215,7 @@ def test_good_images_pass_and_the_first_of_two_stays(troubled: Troubled) -> None
     assert troubled.ref.num_accepted == 20
     assert troubled.ref.num_quarantined == len(TROUBLE)
     assert troubled.ref.num_rejected == 0
-    assert troubled.ref.reasons["unreadable"] == 3
+    assert troubled.ref.reasons["unreadable"] == 4
     assert not [name for name in accepted.columns if name.startswith("second_")]  # CLIP was not asked
 
 
@@ -222,6 +227,7 @@ def test_a_double_names_its_original(troubled: Troubled) -> None:
     assert doubles["second/z-golden.png"] == "test/good/a.png"
 
 
+@pytest.mark.chaos("formulas in what goes to the quarantine's list", outcome="no spreadsheet executes them")
 def test_the_quarantine_is_a_folder_and_a_list_that_no_spreadsheet_executes(troubled: Troubled) -> None:
     folder = Path(troubled.ref.table_path).parent / "quarantine"
 
@@ -334,6 +340,7 @@ def test_parts_of_different_size_pass_where_the_product_has_them(plant: Plant) -
     assert ref.reasons == {"too small": 1}
 
 
+@pytest.mark.chaos("a golden set that cannot be read", outcome="the night stops, naming the file")
 def test_a_golden_set_that_cannot_be_read_stops_the_night(plant: Plant) -> None:
     plant.deliver("lot", "2026-11-01", goods(0, 6))
     (plant.root / "golden" / "test" / "good" / "d.png").write_bytes(b"")

@@ -42,6 +42,7 @@ def run_night(airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> RunNig
     return run
 
 
+@pytest.mark.chaos("a nightly run meets a backfill", outcome="skipped as locked; its lots stay")
 def test_a_nightly_run_that_does_not_get_the_key_is_skipped_and_its_lots_stay(
     tmp_path: Path, run_night: RunNight
 ) -> None:

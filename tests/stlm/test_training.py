@@ -98,6 +98,7 @@ class KillingClock:
         return self.now
 
 
+@pytest.mark.chaos("training killed in either stage", outcome="resumed; the same weights bit by bit")
 @pytest.mark.parametrize("calls", [9, 14])
 def test_resuming_after_a_kill_gives_the_weights_of_an_undisturbed_run(tmp_path: Path, calls: int) -> None:
     undisturbed = build_model(recipe("tiny"), seed=0)
@@ -128,6 +129,7 @@ def test_a_truncated_or_foreign_checkpoint_is_put_aside(tmp_path: Path, caplog: 
     assert "put aside" in caplog.text
 
 
+@pytest.mark.chaos("a loss that is not finite", outcome="stopped, naming stage and step; no candidate")
 def test_a_loss_that_is_not_finite_stops_training() -> None:
     model = build_model(recipe("tiny"), seed=0)
     with torch.no_grad():

@@ -143,6 +143,9 @@ class _Harmful:
         return (print, ("this must never run",))
 
 
+@pytest.mark.chaos(
+    "a teacher's checkpoint that is a pickle with code in it", outcome="refused by every loader; no code runs"
+)
 def test_a_pickle_that_would_run_code_is_refused_by_every_loader(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
