@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from components.contracts import Contract, RunRef, canonical_json, digest_of, from_json, to_json
 from components.errors import EXIT_INPUT_ERROR, EXIT_TRANSIENT_ERROR, InputError, TransientError
 
-__all__ = ["main_for", "once", "step_dir", "write_json"]
+__all__ = ["main_for", "once", "step_dir", "write_json", "write_text"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +36,17 @@ AnyInputsT = TypeVar("AnyInputsT")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write canonical JSON to ``path`` so that readers see the old file or the whole new one."""
+    """Write canonical JSON as :func:`write_text` does."""
+    write_text(path, canonical_json(value))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write to ``path``, for its owner alone, so that readers see the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(canonical_json(value))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)

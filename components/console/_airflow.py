@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -48,6 +48,7 @@ def start_airflow(
     scheduled: bool,
     with_triggerer: bool,
     people: Sequence[str] = (),
+    services: Mapping[str, str] | None = None,
 ) -> LocalAirflow:
     """Bring Airflow up on loopback, with its pools.
 
@@ -59,6 +60,7 @@ def start_airflow(
         scheduled: Whether nights start by the clock.
         with_triggerer: Whether deferred tasks can wake up.
         people: Who has an account beside ``admin``.
+        services: Variables that say where other servers are, see :func:`airflow_environment`.
 
     Returns:
         The running Airflow.
@@ -66,7 +68,7 @@ def start_airflow(
     Raises:
         TransientError: A process ended, or Airflow was not healthy in time.
     """
-    env = airflow_environment(home, config, api_port=api_port, scheduled=scheduled, people=people)
+    env = airflow_environment(home, config, api_port=api_port, scheduled=scheduled, people=people, services=services)
     _migrate(home, env)
     commands = {
         "api-server": ["--host", "127.0.0.1", "--port", str(api_port)],

@@ -75,8 +75,17 @@ class Programs:
             self._record.unlink(missing_ok=True)
             self._lock.release()
 
-    def start(self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
-        """Start a program whose output is added to ``log``."""
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        *,
+        folder: Path | None = None,
+        user: str | None = None,
+    ) -> None:
+        """Start a program whose output is added to ``log``: in ``folder``, and as ``user``, where they are given."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -86,6 +95,8 @@ class Programs:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in the terminal reaches us alone; we end the others in order
+                cwd=folder,
+                user=user,
             )
         self._running[name] = (process, log)
         self._save()
@@ -105,14 +116,21 @@ class Programs:
 
 
 def stop_owner(state: Path) -> bool:
-    """Ask whoever runs programs in this state folder to end them; false if nobody does."""
-    owner = _read(state / "running.json").get("owner")
+    """Ask whoever runs programs in this state folder to end them; false if nothing runs.
+
+    Where that process was killed, its programs are ended from here.
+    """
+    record = _read(state / "running.json")
+    owner = record.get("owner")
     process = _alive(*owner) if owner else None
-    if process is None:
-        return False
-    process.terminate()
-    process.wait(timeout=6 * _GRACE_S)
-    return True
+    if process is not None:
+        process.terminate()
+        process.wait(timeout=12 * _GRACE_S)
+        return True
+    left = [program for pid, created in record.get("programs", []) if (program := _alive(pid, created))]
+    for program in reversed(left):
+        _end_tree(program)
+    return bool(left)
 
 
 @contextlib.contextmanager
