@@ -51,6 +51,7 @@ class Programs:
         self._record = state / "running.json"
         self._lock = FileLock(state / "running.lock", timeout=0)
         self._running: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}
+        self._grace_s: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         try:
@@ -68,8 +69,8 @@ class Programs:
 
     def __exit__(self, *exception: object) -> None:
         try:
-            for process, _ in reversed(self._running.values()):
-                _end_tree(_alive(process.pid))
+            for name, (process, _) in reversed(self._running.items()):
+                _end_tree(_alive(process.pid), self._grace_s[name])
                 process.wait()
         finally:
             self._record.unlink(missing_ok=True)
@@ -84,8 +85,12 @@ class Programs:
         *,
         folder: Path | None = None,
         user: str | None = None,
+        grace_s: float = _GRACE_S,
     ) -> None:
-        """Start a program whose output is added to ``log``: in ``folder``, and as ``user``, where they are given."""
+        """Start a program whose output is added to ``log``: in ``folder``, and as ``user``, where they are given.
+
+        Asked to end, it has ``grace_s`` to do so.
+        """
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -99,6 +104,7 @@ class Programs:
                 user=user,
             )
         self._running[name] = (process, log)
+        self._grace_s[name] = grace_s
         self._save()
 
     def check(self) -> None:
@@ -165,7 +171,7 @@ def _alive(pid: float, created: float | None = None) -> psutil.Process | None:
         return None
 
 
-def _end_tree(root: psutil.Process | None) -> None:
+def _end_tree(root: psutil.Process | None, grace_s: float = _GRACE_S) -> None:
     """Ask a process and all its descendants to end; kill what is left after the grace time."""
     if root is None:
         return
@@ -176,7 +182,7 @@ def _end_tree(root: psutil.Process | None) -> None:
     for process in tree:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, alive = psutil.wait_procs(tree, timeout=_GRACE_S)
+    _, alive = psutil.wait_procs(tree, timeout=grace_s)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

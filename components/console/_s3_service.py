@@ -1,5 +1,6 @@
 """An S3 server of one's own: seaweedfs, one binary from a Python package, on loopback, with its data in a folder."""
 
+import secrets
 import socket
 import sysconfig
 from dataclasses import dataclass
@@ -7,14 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from components._cli import write_json
+from components.console._processes import port_is_free
 from components.errors import InputError
 
-__all__ = ["GRPC_OFFSET", "S3Service"]
-
-GRPC_OFFSET = 10_000
-"""Each part also listens on its port plus this."""
+__all__ = ["S3Service", "free_ports"]
 
 _HOST = "127.0.0.1"
+_GRPC_OFFSET = 10_000
+"""Each part also listens on its port plus this."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Free ports, their twins included, and below those that the system deals out to clients: free next time, too."""
+    found: list[int] = []
+    while len(found) < count:
+        port = 12_000 + secrets.randbelow(10_000)
+        if port not in found and port_is_free(port) and port_is_free(port + _GRPC_OFFSET):
+            found.append(port)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +56,8 @@ class S3Service:
             f"-dir={self._data}", f"-ip={_HOST}", f"-ip.bind={_HOST}", f"-s3.ip.bind={_HOST}",
             f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}",
             "-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false", f"-s3.config={self._identities}",
-            "-master.volumeSizeLimitMB=128", "-volume.max=0", "-volume.preStopSeconds=1", "-master.telemetry=false",
+            "-master.volumeSizeLimitMB=128", "-master.electionTimeout=1s", "-master.telemetry=false",
+            "-volume.max=0", "-volume.preStopSeconds=1",
             "-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock",
         ]  # fmt: skip
 

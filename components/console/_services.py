@@ -22,7 +22,7 @@ from components.config import PipelineConfig, load_config
 from components.console._airflow import start_airflow
 from components.console._postgres import PostgresCluster
 from components.console._processes import Programs, interruptible, port_is_free
-from components.console._s3_service import GRPC_OFFSET, S3Service
+from components.console._s3_service import S3Service, free_ports
 from components.console._up import keep_up, mlflow_command, print_airflow
 from components.console._workspace import Workspace
 from components.contracts import Contract, from_json, to_json
@@ -101,7 +101,8 @@ def up_services(workspace: Workspace, *, airflow_port: int, mlflow_port: int) ->
         programs.start(
             "PostgreSQL", postgres.command, base, logs / "postgres.log", folder=postgres.folder, user=postgres.account
         )
-        programs.start("S3 server", s3.command, base, logs / "s3.log", folder=s3.folder)
+        # It would take 16 s to say goodbye to its own parts; what it has answered for is written.
+        programs.start("S3 server", s3.command, base, logs / "s3.log", folder=s3.folder, grace_s=2.0)
         _ready("PostgreSQL", postgres.answers, programs, postgres.url("", password=False), logs / "postgres.log")
         for name in ("airflow", "mlflow"):
             postgres.ensure_database(name)
@@ -170,27 +171,16 @@ def open_services(home: Path, *, airflow: int = 0, mlflow: int = 0) -> Services:
         services = replace(known, ports=known.ports | wishes)
     for name, port in services.ports.items():
         if not port_is_free(port):
-            remedy = (
-                f"choose another with --{'' if name == 'airflow' else 'mlflow-'}port"
-                if name in _WEB_PORTS
-                else (f"end who listens there, or change it in {record}")
-            )
+            option = {"airflow": "--port", "mlflow": "--mlflow-port"}.get(name)
+            remedy = f"choose another with {option}" if option else f"end who listens there, or change it in {record}"
             raise InputError(f"port {port} of {name} is taken: {remedy}")
     write_json(record, to_json(services))
     return services
 
 
 def _draw_ports(wishes: Mapping[str, int]) -> dict[str, int]:
-    """Free ports below those that the system deals out to clients, so that they are free next time as well."""
-    ports = dict(wishes)
-    for name in _PORTS:
-        if name in ports:
-            continue
-        port = _WEB_PORTS.get(name, 0)
-        while port in (0, *ports.values()) or not port_is_free(port) or not port_is_free(port + GRPC_OFFSET):
-            port = 12_000 + secrets.randbelow(10_000)
-        ports[name] = port
-    return {name: ports[name] for name in _PORTS}
+    usual = {name: port for name, port in _WEB_PORTS.items() if port_is_free(port)}
+    return dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True)) | usual | dict(wishes)
 
 
 def configuration_on_services(config: PipelineConfig, services: Services, home: Path) -> PipelineConfig:
