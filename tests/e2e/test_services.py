@@ -31,7 +31,7 @@ from components.contracts import ModelKey
 from tests.helpers.tiny_nights import KEY as LINE_1
 from tests.helpers.tiny_nights import TinyWorld, make_tiny_world, texture
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400), pytest.mark.filterwarnings("default")]
 
 LINE_2 = ModelKey(product="tiles", line="line2", camera="cam1")
 PARTS = ("scheduler", "dag_processor", "triggerer")
@@ -132,13 +132,12 @@ def _until(check: Callable[[], Any], seconds: float) -> Any:
     raise AssertionError("waited for too long")
 
 
-def _deliver(site: Site, key: ModelKey, night: str) -> None:
-    """A lot of 16 good tiles, the manifest last, as the README says."""
+def _deliver(site: Site, key: ModelKey, night: str, *, first_tile: int) -> None:
+    """A lot of 16 good tiles, the same on every day, and the manifest last, as the README says."""
     lot, images = f"{night.replace('-', '')}-a", []
     for i in range(16):
         content = io.BytesIO()
-        seed = int(hashlib.sha256(f"{key.slug} {night} {i}".encode()).hexdigest()[:8], 16)
-        Image.fromarray(texture(seed)).save(content, "PNG")
+        Image.fromarray(texture(first_tile + i)).save(content, "PNG")
         data = content.getvalue()
         site.s3.put_object(Bucket="stlm", Key=f"landing/{key.path}/{lot}/{i:03d}.png", Body=data)
         images.append({"name": f"{i:03d}.png", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
@@ -162,30 +161,35 @@ def _ended(site: Site, dag_id: str, run_id: str) -> dict[str, Any]:
         return run if run and run["state"] in ("success", "failed") else None
 
     run: dict[str, Any] = _until(look, _RUN_S)
-    assert run["state"] == "success", _failures(site, dag_id, run_id)
+    if run["state"] == "failed":
+        pytest.fail(_failures(site, dag_id, run_id))
     return run
 
 
-def _failures(site: Site, dag_id: str, run_id: str) -> list[str]:
-    """The end of the log of every task that failed."""
-    ends = []
-    for path in sorted((site.home / "airflow" / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}").rglob("*.log")):
-        text = path.read_text(errors="replace")
-        ends += [f"{path}:\n{text[-3000:]}"] if '"error"' in text or "Error" in text else []
-    return [*ends, str(site.api().task_instances(dag_id, run_id))]
+def _failures(site: Site, dag_id: str, run_id: str) -> str:
+    """Every task's state, and the end of the log of those that failed."""
+    states = {task["task_id"]: task["state"] for task in site.api().task_instances(dag_id, run_id)}
+    logs = site.home / "airflow" / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}"
+    failed = [
+        path for task, state in states.items() if state == "failed" for path in logs.glob(f"task_id={task}/*.log")
+    ]
+    return "\n".join([str(states), *(f"{path}:\n{path.read_text(errors='replace')[-3000:]}" for path in failed)])
 
 
 def _approve(site: Site, user: str, run_id: str) -> None:
-    place = f"/api/v2/dags/{_dag(LINE_2)}/dagRuns/{run_id}/taskInstances/approve"
+    """Say yes as often as one is asked, and wait for the end of the night."""
+    dag_id = _dag(LINE_2)
+    place = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/approve"
 
-    def waits() -> bool:
-        state = str(site.api()._call("GET", place)["state"])
-        assert state not in ("failed", "upstream_failed", "skipped"), _failures(site, _dag(LINE_2), run_id)
-        return state == "awaiting_input"
+    def answered() -> bool:
+        if site.api()._call("GET", place)["state"] == "awaiting_input":
+            time.sleep(3)  # to read what is asked: Airflow fails a task that is answered before it has sat down
+            site.api(user)._call(
+                "PATCH", f"{place}/-1/hitlDetails", {"chosen_options": ["Approve"], "params_input": {}}
+            )
+        return (site.api().run(dag_id, run_id) or {})["state"] in ("success", "failed")
 
-    _until(waits, _RUN_S)
-    answer = {"chosen_options": ["Approve"], "params_input": {}}
-    site.api(user)._call("PATCH", f"{place}/-1/hitlDetails", answer)
+    _until(answered, _RUN_S)
 
 
 def _judgements(site: Site, picture: Path) -> list[float]:
@@ -237,8 +241,8 @@ def test_two_keys_on_real_servers_share_nothing_and_survive_a_restart(open_folde
         # What is due: the last time that it was two o'clock.
         due = dt.datetime.now(dt.UTC) - dt.timedelta(hours=2)
         night, before = (str((due - dt.timedelta(days=days)).date()) for days in (0, 1))
-        for key in (LINE_1, LINE_2):
-            _deliver(site, key, night)
+        _deliver(site, LINE_1, night, first_tile=1000)
+        _deliver(site, LINE_2, night, first_tile=2000)
 
         # The clock starts both keys at once.
         for key in (LINE_1, LINE_2):
@@ -251,7 +255,7 @@ def test_two_keys_on_real_servers_share_nothing_and_survive_a_restart(open_folde
         assert (site.champion(LINE_1), site.champion(LINE_2)) == (1, 1)
 
         # A night by hand.
-        _deliver(site, LINE_1, before)
+        _deliver(site, LINE_1, before, first_tile=3000)
         site.api().trigger(_dag(LINE_1), "by-hand", before)
         _ended(site, _dag(LINE_1), "by-hand")
         assert (site.champion(LINE_1), site.champion(LINE_2)) == (2, 1)
@@ -259,7 +263,7 @@ def test_two_keys_on_real_servers_share_nothing_and_survive_a_restart(open_folde
         # A backfill of both nights, which leaves the champion alone.
         backfill = {
             "dag_id": _dag(LINE_1), "from_date": f"{before}T00:00:00Z", "to_date": f"{due + dt.timedelta(hours=2)}",
-            "max_active_runs": 1, "reprocess_behavior": "none", "run_backwards": False, "dag_run_conf": {},
+            "max_active_runs": 1, "reprocess_behavior": "completed", "run_backwards": False, "dag_run_conf": {},
         }  # fmt: skip
         site.api()._call("POST", "/api/v2/backfills", backfill)
         replays = _until(lambda: (runs := _runs(site, _dag(LINE_1), "backfill")) and len(runs) == 2 and runs, 60)
@@ -268,8 +272,8 @@ def test_two_keys_on_real_servers_share_nothing_and_survive_a_restart(open_folde
         assert sorted(run["partition_key"] for run in replays) == [before, night]
         client = MlflowClient(site.environment["MLFLOW_TRACKING_URI"])
         aliases = {key: client.get_registered_model(key.registered_model).aliases for key in (LINE_1, LINE_2)}
-        assert {alias: int(version) for alias, version in aliases[LINE_1].items()} == {
-            "champion": 2, "anchor": 1, "backfill-airflow": 4,
+        assert {alias: int(version) for alias, version in aliases[LINE_1].items() if alias != "anchor"} == {
+            "champion": 2, "previous": 1, "backfill-airflow": 4,
         }  # fmt: skip
         assert {alias: int(version) for alias, version in aliases[LINE_2].items()} == {"champion": 1, "anchor": 1}
 
