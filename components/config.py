@@ -160,6 +160,10 @@ class PromoteSettings:
     """Who was champion when, and why: a folder or ``s3://``; empty: ``<work_dir>/ledger``."""
     ledger_endpoint_url: str = ""
     """S3 server of the ledger; empty: ``paths.s3_endpoint_url``."""
+    signing_key: str = ""
+    """PEM file of the Ed25519 key that vouches for what is let in; empty: one made on first use below ``work_dir``."""
+    trusted_keys: tuple[str, ...] = ()
+    """PEM files of the public keys whose word counts; empty: the signing key's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -270,6 +274,8 @@ def load_config(path: str | Path) -> PipelineConfig:
             config.promote,
             ledger=_absolute(config.promote.ledger, base) if config.promote.ledger else "",
             ledger_endpoint_url=config.promote.ledger_endpoint_url or paths.s3_endpoint_url,
+            signing_key=_absolute(config.promote.signing_key, base) if config.promote.signing_key else "",
+            trusted_keys=tuple(_absolute(key, base) for key in config.promote.trusted_keys),
         ),
         models=tuple(replace(model, golden=_absolute(model.golden, base)) for model in config.models),
         zero_shot=_absolute_zero_shot(config.zero_shot, base),

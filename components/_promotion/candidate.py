@@ -1,5 +1,6 @@
 """A judged candidate on its way into the registry: is it what was judged, does it load, what shall be known of it?"""
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -24,14 +25,17 @@ from components.contracts import (
 )
 from components.errors import InputError
 from stlm.calibration import CALIBRATION_FILE, Calibration
-from stlm.errors import StlmError
+from stlm.errors import StlmError, WeightsError
+from stlm.serving.attestation import ATTESTATION_FILE, attest, verified_statement
 from stlm.serving.package import verify_package
 
-__all__ = ["Judged", "check_binding", "check_version", "note_verdict", "read_record", "register"]
+__all__ = ["Judged", "check_attested", "check_binding", "check_version", "note_verdict", "read_record", "register"]
 
 logger = logging.getLogger(__name__)
 
 _RECORD_FILE = "record.json"
+_PREDICATE_TYPE = "https://stlm.invalid/judged/v1"
+"""What is said of a package: which candidate it is, for which key, and the sha256 of the record of its judgement."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,9 +123,10 @@ def register(
         judged.package,
         run_id=run_id,
         tags=_tags(judged, calibration.threshold),
-        attachments={_RECORD_FILE: canonical_json(record).encode(), SBOM_FILE: sbom},
+        attachments={**_attested(desk, judged.package, record), SBOM_FILE: sbom},
         fence=fence,
     ).version
+    check_attested(desk, version)
     _check_served_signature(desk, version, package_dir)
     return version, record
 
@@ -142,7 +147,7 @@ def note_verdict(desk: Desk, judged: Judged, calibration: Calibration, version: 
     tags, known = _tags(judged, calibration.threshold), desk.board.version_tags(version) or {}
     if all(known.get(name) == value for name, value in tags.items()):
         return
-    desk.registry.attach(desk.key, version, {_RECORD_FILE: canonical_json(record).encode()})
+    desk.registry.attach(desk.key, version, _attested(desk, judged.package, record))
     for name, value in tags.items():
         desk.board.tag_version(version, name, value)
 
@@ -153,13 +158,15 @@ def check_version(desk: Desk, version: int, *, scores_needed: bool) -> None:
     Args:
         desk: The key's desk.
         version: The version.
-        scores_needed: Whether a package without recorded scores is refused.
+        scores_needed: Whether a package from before scores were recorded and packages signed is refused.
 
     Raises:
-        InputError: There is no such version, or it is altered, does not load or says something else.
+        InputError: There is no such version, or it is altered, nobody trusted vouches for it, it does not load or
+            says something else.
         TransientError: MLflow cannot be reached.
     """
     package_dir = Path(desk.registry.version(desk.key, version).package_dir)
+    check_attested(desk, version, needed=scores_needed)
     check_loads(package_dir, scores_needed=scores_needed)
     _check_served_signature(desk, version, package_dir)
 
@@ -190,6 +197,61 @@ def read_record(desk: Desk, version: int) -> dict[str, Any]:
             f"is {registered}"
         )
     return record
+
+
+def check_attested(desk: Desk, version: int, *, needed: bool = True) -> str:
+    """See, without asking anybody, that a trusted key vouches for a version's package and the record of its judgement.
+
+    Args:
+        desk: The key's desk.
+        version: The version.
+        needed: Whether a version that was registered without an attestation is refused.
+
+    Returns:
+        The id of a key that vouches for it; empty where none is needed.
+
+    Raises:
+        InputError: There is none, it is not by a trusted key, or it is about something else.
+        TransientError: MLflow cannot be reached.
+    """
+    name = f"version {version} of {desk.key.registered_model}"
+    envelope = desk.registry.attachment(desk.key, version, ATTESTATION_FILE)
+    if envelope is None:
+        if needed:
+            raise InputError(f"{name} was registered without an attestation: nobody vouches for it")
+        return ""
+    try:
+        digest = verify_package(Path(desk.registry.version(desk.key, version).package_dir))
+        statement = verified_statement(envelope, desk.signing.trusted(), digest=digest)
+    except WeightsError as error:
+        raise InputError(f"{name}: {error}") from error
+    predicate = statement["predicate"]
+    record = desk.registry.attachment(desk.key, version, _RECORD_FILE) or b""
+    said, there = (predicate["model_key"], predicate["record_sha256"]), (desk.key.slug, _sha256(record))
+    if said != there:
+        raise InputError(f"{name}: attested are key and record {said}, here are {there}")
+    return str(json.loads(envelope)["signatures"][0]["keyid"])
+
+
+def _attested(desk: Desk, package: PackageRef, record: dict[str, Any]) -> dict[str, bytes]:
+    """The record of a judgement, and the signed word of this installation for it and for the package."""
+    content = canonical_json(record).encode()
+    envelope = attest(
+        desk.signing.private_key(),
+        name=desk.key.registered_model,
+        digest=package.digest,
+        predicate_type=_PREDICATE_TYPE,
+        predicate={
+            "model_key": desk.key.slug,
+            "candidate_key": package.candidate_key,
+            "record_sha256": _sha256(content),
+        },
+    )
+    return {_RECORD_FILE: content, ATTESTATION_FILE: envelope}
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _check_served_signature(desk: Desk, version: int, package_dir: Path) -> None:

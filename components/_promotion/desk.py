@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from components._promotion.settling import adopted, settle
+from components._promotion.signing import Signing
 from components._promotion.standing import Standing, alias_plan, standing_of
 from components.adapters.aliases import FROZEN_TAG, HEAD_TAG, AliasBoard, Posted
 from components.adapters.lease import Clock, Lease, LeaseObject, StaleLeaseError, holder_name, utc_now
@@ -45,17 +46,27 @@ class Desk:
         registry: MLflow's registry.
         ledger: The key's ledger.
         lease: The key's lease.
+        signing: Keys that vouch for packages.
         clock: The clock of everything that is written.
     """
 
     def __init__(
-        self, key: ModelKey, *, alias: str, registry: ModelRegistry, ledger: Ledger, lease: LeaseObject, clock: Clock
+        self,
+        key: ModelKey,
+        *,
+        alias: str,
+        registry: ModelRegistry,
+        ledger: Ledger,
+        lease: LeaseObject,
+        signing: Signing,
+        clock: Clock,
     ) -> None:
         self.key = key
         self.alias = alias
         self.registry = registry
         self.ledger = ledger
         self.lease = lease
+        self.signing = signing
         self.clock = clock
         self._seen: Chain | None = None
 
@@ -289,5 +300,6 @@ def open_desk(
         registry=ModelRegistry(mlflow.tracking_uri, Path(work_dir) / "models"),
         ledger=Ledger(storage, key.registered_model),
         lease=LeaseObject(storage, f"{key.registered_model}/lease.json", clock=clock),
+        signing=Signing(work_dir=work_dir, settings=settings),
         clock=clock,
     )

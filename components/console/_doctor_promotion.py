@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from components._promotion.candidate import check_attested
 from components._promotion.desk import Desk
 from components._promotion.standing import spoken, standing_of
 from components.adapters.aliases import CHALLENGER_ALIAS
@@ -12,6 +13,7 @@ from components.config import ModelSettings
 from components.console._ledger import desk_of
 from components.console._problem import ProblemError
 from components.console._workspace import Workspace
+from components.errors import InputError
 from stlm.data.layout import read_golden_set
 from stlm.errors import DataError
 
@@ -26,6 +28,7 @@ def promotion_checks(workspace: Workspace, model: ModelSettings) -> Iterator[tup
     yield f"ledger of {slug}", lambda: _ledger(desk_of(workspace, model))
     yield f"aliases of {slug}", lambda: _aliases(desk_of(workspace, model))
     yield f"way in of {slug}", lambda: _way_in(desk_of(workspace, model))
+    yield f"signature of {slug}", lambda: _signature(desk_of(workspace, model))
     yield f"lease of {slug}", lambda: _lease(desk_of(workspace, model))
     yield f"yardstick of {slug}", partial(_yardstick, workspace, model)
 
@@ -75,6 +78,22 @@ def _way_in(desk: Desk) -> str:
         return "nobody was let in yet"
     entry = standing.commits.get(standing.champion)
     return f"{spoken(standing.champion)} by {'a roll-back' if entry is None else entry.body['by']}"
+
+
+def _signature(desk: Desk) -> str:
+    standing = standing_of(desk.look()[0].entries)
+    if standing.champion is None:
+        return "nobody to vouch for yet"
+    try:
+        signer = check_attested(desk, standing.champion, needed=False)
+    except InputError as error:
+        raise ProblemError(
+            what=str(error),
+            remedy="see promote.signing_key and promote.trusted_keys; or take back with `stlm rollback`",
+        ) from error
+    if not signer:
+        return f"{spoken(standing.champion)} is from before packages were signed"
+    return f"{spoken(standing.champion)} is signed by key {signer[:16]}"
 
 
 def _lease(desk: Desk) -> str:

@@ -59,6 +59,12 @@ def _promote(workspace: Workspace, args: argparse.Namespace) -> int:
     )
 
 
+def _verify_version(workspace: Workspace, args: argparse.Namespace) -> int:
+    from components.console._vouching import verify_version
+
+    return verify_version(workspace, key=args.key, version=args.version)
+
+
 def _rollback(workspace: Workspace, args: argparse.Namespace) -> int:
     from components.console._taking_back import rollback
 
@@ -112,6 +118,9 @@ def add_promotion_commands(command: _Adder, at_least_one: Callable[[str], int]) 
     _person(promote)
     promote.add_argument("--break-glass", action="store_true", help="without a verdict of PROMOTE; needs --second")
     promote.add_argument("--second", default="", help="who agreed to break the glass; kept in the ledger")
+    vouch = command("verify", _verify_version, "Is a version as it was sealed, and signed by a trusted key?")
+    vouch.add_argument("version", type=at_least_one, nargs="?", metavar="VERSION", help="the version (the champion)")
+    _key(vouch)
     rollback = command("rollback", _rollback, "An earlier champion serves again; freezes promotion.")
     rollback.add_argument("--to", type=at_least_one, metavar="VERSION", help="the version (the champion before)")
     _person(rollback)

@@ -15,6 +15,7 @@ from components.errors import EXIT_INPUT_ERROR
 from components.night_record import StepRecord, write_record
 from components.promote import PromoteInputs, promote
 from stlm.data.layout import read_golden_set
+from stlm.serving.package import seal_package
 from tests.components.test_promotion_console import Console
 from tests.helpers.edges import watched
 from tests.helpers.model_package import new_mlflow
@@ -182,6 +183,62 @@ def test_not_even_two_people_let_in_what_does_not_load_or_was_altered(console: C
         assert "calibration.json is altered" in err
     finally:
         _flip(package, 5)
+
+
+def test_not_even_two_people_let_in_what_no_trusted_key_vouches_for(console: Console) -> None:
+    code, out, _ = console.run("verify", "3")
+    assert code == 0
+    assert "signed by a trusted key" in out
+    keys = console.world.root / "work" / "keys"
+    stored = keys / "signing.pem"
+    assert stored.stat().st_mode & 0o077 == 0
+    public = (keys / "signing.pub.pem").read_bytes()
+    for path in keys.iterdir():
+        path.unlink()  # a new one is made: the word of another installation does not count here
+    before = console.state()
+
+    for arguments in (("promote", "2", *PERSON), ("promote", "3", *GLASS), ("verify", "3")):
+        code, _, err = console.run(*arguments)
+        assert (code, console.state()) == (EXIT_INPUT_ERROR, before)
+        assert "no trusted key has signed it" in err
+    code, _, err = console.run("verify")  # the champion
+    assert (code, "no trusted key has signed it" in err) == (EXIT_INPUT_ERROR, True)
+
+    # Until its public key is named.
+    config = console.world.config_path
+    config.write_text(config.read_text() + '\n[promote]\ntrusted_keys = ["ada.pub.pem"]\n')
+    code, _, err = console.run("verify", "3")
+    assert (code, "ada.pub.pem cannot be read" in err) == (EXIT_INPUT_ERROR, True)
+    (config.parent / "ada.pub.pem").write_bytes(public)
+    assert console.run("verify", "3")[0] == 0
+
+
+def test_a_package_that_was_sealed_again_behind_the_registrys_back_is_refused(console: Console) -> None:
+    version = console.client.get_model_version(NAME, "2")
+    package = Path(str(version.source)) / "artifacts" / "package"
+    digest, before = version.tags["stlm.package_digest"], console.state()
+    kept = {name: (package / name).read_bytes() for name in ("calibration.json", "manifest.json")}
+    text = kept["calibration.json"].decode()
+    (package / "calibration.json").write_text(text.replace('"threshold": 0.5', '"threshold": 9.5'))
+    forged = seal_package(package)
+    # Whoever can do that can write another record, and every tag, as well.
+    (attached,) = Path(str(version.source)).parents[3].rglob(f"promotion/{digest[:16]}")
+    copied = attached.parent / forged[:16]
+    shutil.copytree(attached, copied)
+    record = (copied / "record.json").read_bytes().replace(digest.encode(), forged.encode())
+    (copied / "record.json").write_bytes(record)
+    for tag, value in {"package_digest": forged, "record_sha256": hashlib.sha256(record).hexdigest()}.items():
+        console.client.set_model_version_tag(NAME, "2", f"stlm.{tag}", value)
+    shutil.rmtree(console.world.root / "work" / "models", ignore_errors=True)
+    try:
+        assert forged != digest
+        code, _, err = console.run("promote", "2", *GLASS)
+        assert (code, console.state()) == (EXIT_INPUT_ERROR, before)
+        assert f"about package {digest}, not about {forged}" in err
+    finally:  # the files are those of all tests here
+        shutil.rmtree(copied)
+        for name, content in kept.items():
+            (package / name).write_bytes(content)
 
 
 def test_wrong_input_is_one_line_and_no_change(console: Console) -> None:

@@ -47,12 +47,20 @@ def _backfill_runs(airflow: LocalAirflow) -> list[dict[str, Any]]:
     return list(airflow.api._call("GET", path)["dag_runs"])
 
 
+def _backfills(airflow: LocalAirflow) -> list[dict[str, Any]]:
+    return list(airflow.api._call("GET", f"/api/v2/backfills?dag_id={DAG_ID}")["backfills"])
+
+
 def _ended(airflow: LocalAirflow, count: int) -> list[dict[str, Any]]:
-    """All runs of backfills, oldest start first, once there are so many and all have ended."""
+    """All runs of backfills, oldest start first, once there are so many and Airflow calls every backfill completed.
+
+    It does so some time after the last run has ended, and takes no other backfill of the DAG before.
+    """
     deadline = time.monotonic() + 900
     while True:
         runs = _backfill_runs(airflow)
-        if len(runs) == count and all(run["state"] in ("success", "failed") for run in runs):
+        ended = len(runs) == count and all(run["state"] in ("success", "failed") for run in runs)
+        if ended and all(each["completed_at"] for each in _backfills(airflow)):
             return sorted(runs, key=lambda run: str(run["start_date"]))
         airflow.check()
         assert time.monotonic() < deadline, runs
@@ -88,7 +96,7 @@ def test_a_backfill_is_sequential_leaves_the_champion_alone_and_is_a_no_op_the_s
         assert parents == [1, 2, 3]
 
         _create(world, port, "--max-active-runs", "1")
-        assert len(_backfill_runs(airflow)) == 3
+        assert len(_ended(airflow, 3)) == 3
 
         # Again and backwards: what would come too early is refused, and what was done is not done again.
         _create(world, port, "--max-active-runs", "1", "--reprocess-behavior", "completed", "--run-backwards")

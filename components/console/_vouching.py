@@ -1,0 +1,45 @@
+"""``stlm verify``: does a trusted key vouch for a version?"""
+
+from pathlib import Path
+
+from components._promotion.candidate import check_attested
+from components.console._ledger import desk_of
+from components.console._workspace import Workspace
+from components.errors import InputError
+from stlm.errors import WeightsError
+from stlm.serving.package import verify_package
+
+__all__ = ["verify_version"]
+
+
+def verify_version(workspace: Workspace, *, key: str, version: int | None) -> int:
+    """Check a version's files against their manifest, and the signed word for them against the trusted keys.
+
+    Args:
+        workspace: Configuration and state.
+        key: Model key; empty for the only one.
+        version: MLflow's version; ``None`` for the champion.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError: There is no such version, it is altered, or nobody trusted vouches for it.
+        TransientError: The registry cannot be reached.
+    """
+    desk = desk_of(workspace, workspace.model(key))
+    name = desk.key.registered_model
+    if version is None:
+        posted = desk.board.read()
+        version = None if posted is None else posted.aliases.get(desk.alias)
+        if version is None:
+            raise InputError(f"{name} has no champion")
+    package = desk.registry.version(desk.key, version).package_dir
+    try:
+        digest = verify_package(Path(package))
+    except WeightsError as error:
+        raise InputError(str(error)) from error
+    signer = check_attested(desk, version)
+    print(f"version {version} of {name}: every file as it was sealed, signed by a trusted key")
+    print(f"  package  {digest}\n  key      {signer}\n  files    {package}")
+    return 0
