@@ -131,8 +131,11 @@ def stop_owner(state: Path) -> bool:
     process = _alive(*owner) if owner else None
     if process is not None:
         process.terminate()
-        process.wait(timeout=12 * _GRACE_S)
-        return True
+        try:
+            with FileLock(state / "running.lock", timeout=12 * _GRACE_S):
+                return True
+        except Timeout:
+            raise TransientError(f"process {process.pid} has not ended its programs yet: try again") from None
     left = [program for pid, created in record.get("programs", []) if (program := _alive(pid, created))]
     for program in reversed(left):
         _end_tree(program)
@@ -166,7 +169,8 @@ def _alive(pid: float, created: float | None = None) -> psutil.Process | None:
     """The process, unless it has ended; ``created`` tells it from a later one with the same id."""
     try:
         process = psutil.Process(int(pid))
-        return process if created is None or process.create_time() == created else None
+        same = created is None or process.create_time() == created
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
 
