@@ -15,10 +15,10 @@ export GX_ANALYTICS_ENABLED := false
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup data nightly up down status doctor report test test-slow chaos benchmark check format lock clean
+.PHONY: help setup data nightly up up-services down status doctor report test test-slow chaos benchmark check format lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: $(INSTALLED) ## Make .venv with everything in it, as requirements.lock pins it
 
@@ -39,6 +39,9 @@ nightly: setup ## Three nights on real photographs, under Airflow's own schedule
 
 up: setup ## Start the web interfaces of Airflow and MLflow (Ctrl-C ends them)
 	@$(STLM) up
+
+up-services: setup ## PostgreSQL, an S3 server, MLflow and all of Airflow on them (Ctrl-C ends them)
+	@$(STLM) up-services
 
 down: setup ## Stop them from elsewhere
 	@$(STLM) down

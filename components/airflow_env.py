@@ -7,10 +7,10 @@ Only the standard library is imported here.
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-__all__ = ["TELEMETRY_OFF", "airflow_environment", "repository_root"]
+__all__ = ["TELEMETRY_OFF", "airflow_environment", "airflow_variables", "repository_root"]
 
 TELEMETRY_OFF = {
     "DO_NOT_TRACK": "true",
@@ -40,9 +40,15 @@ def repository_root() -> Path:
 
 
 def airflow_environment(
-    home: Path, config: Path, *, api_port: int = 8080, scheduled: bool = True, people: Iterable[str] = ()
+    home: Path,
+    config: Path,
+    *,
+    api_port: int = 8080,
+    scheduled: bool = True,
+    people: Iterable[str] = (),
+    services: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Environment variables for every Airflow process, on top of the caller's own.
+    """Environment of every Airflow process: the caller's own, and :func:`airflow_variables` on top of it.
 
     Args:
         home: Airflow's folder: its database, logs, passwords and secrets; made if missing.
@@ -50,9 +56,37 @@ def airflow_environment(
         api_port: Loopback port of the API server, which also serves the tasks.
         scheduled: False to start no night by the clock, only those that are asked for.
         people: Who has an account beside ``admin``, to answer questions; the passwords are generated.
+        services: Variables that say where other servers are and how to log in, such as the address of a PostgreSQL
+            database in ``AIRFLOW__DATABASE__SQL_ALCHEMY_CONN``; they win.
 
     Returns:
         The variables by name, the caller's included.
+    """
+    own = airflow_variables(home, config, api_port=api_port, scheduled=scheduled, people=people, services=services)
+    return dict(os.environ) | own
+
+
+def airflow_variables(
+    home: Path,
+    config: Path,
+    *,
+    api_port: int,
+    scheduled: bool,
+    people: Iterable[str],
+    services: Mapping[str, str] | None,
+) -> dict[str, str]:
+    """What :func:`airflow_environment` adds to the caller's own variables; the arguments are the same.
+
+    Args:
+        home: Airflow's folder; made if missing.
+        config: The pipeline's configuration file.
+        api_port: Loopback port of the API server.
+        scheduled: False to start no night by the clock.
+        people: Who has an account beside ``admin``.
+        services: Variables that win.
+
+    Returns:
+        The variables by name.
     """
     home = home.resolve()
     home.mkdir(parents=True, exist_ok=True)
@@ -106,7 +140,7 @@ def airflow_environment(
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")])),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1),
     }
-    return dict(os.environ) | TELEMETRY_OFF | variables
+    return TELEMETRY_OFF | variables | dict(services or {})
 
 
 def _secret(path: Path) -> str:

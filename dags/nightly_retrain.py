@@ -20,7 +20,7 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, CronPartitionTimetable, Param
 from airflow.sdk.exceptions import AirflowSkipException
 
-from components.config import ModelSettings, PipelineConfig
+from components.config import ModelSettings, PipelineConfig, ScheduleSettings
 from components.contracts import (
     ANCHOR_ALIAS,
     Approval,
@@ -247,7 +247,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         evaluation = evaluate(candidate, validation)
         package = export(candidate, evaluation, validation)
         decision = gate(evaluation, package)
-        approval = _approval(model, package, decision) if model.approvers else None
+        approval = _approval(config.schedule, model, package, decision) if model.approvers else None
         promotion = promote(package, decision, dataset, validation, evaluation, candidate, approval)
         shadowed = [_shadow(step, config, model)(dataset, validation)] if model.shadow_nights else []
         # Before the night's own candidate, whose verdict is stale where the challenger takes over.
@@ -327,8 +327,11 @@ def _report(step: Step, config: PipelineConfig, model: ModelSettings) -> Any:
     return report
 
 
-def _approval(model: ModelSettings, package: Any, decision: Any) -> Any:
-    """The question to people, and its answer as an input of what follows."""
+def _approval(schedule: ScheduleSettings, model: ModelSettings, package: Any, decision: Any) -> Any:
+    """The question to people, and its answer as an input of what follows.
+
+    A retry asks once more: Airflow fails a task that is answered before its executor has put it aside.
+    """
     from dags._approval import AskApprovers  # Airflow's part of it takes a while to import, and few keys ask
 
     return AskApprovers(
@@ -339,6 +342,8 @@ def _approval(model: ModelSettings, package: Any, decision: Any) -> Any:
         model=model.key.registered_model,
         package=package,
         decision=decision,
+        retries=schedule.retries,
+        retry_delay=dt.timedelta(seconds=schedule.retry_delay_s),
     ).output
 
 

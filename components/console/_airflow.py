@@ -1,13 +1,15 @@
 """Airflow on this machine: database, processes and pools brought up on loopback."""
 
 import json
+import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from components._cli import write_json
 from components.airflow_env import airflow_environment, repository_root
 from components.console._processes import Programs
 from components.console._rest import AirflowApi, is_healthy
@@ -48,6 +50,7 @@ def start_airflow(
     scheduled: bool,
     with_triggerer: bool,
     people: Sequence[str] = (),
+    services: Mapping[str, str] | None = None,
 ) -> LocalAirflow:
     """Bring Airflow up on loopback, with its pools.
 
@@ -59,6 +62,7 @@ def start_airflow(
         scheduled: Whether nights start by the clock.
         with_triggerer: Whether deferred tasks can wake up.
         people: Who has an account beside ``admin``.
+        services: Variables that say where other servers are, see :func:`airflow_environment`.
 
     Returns:
         The running Airflow.
@@ -66,7 +70,8 @@ def start_airflow(
     Raises:
         TransientError: A process ended, or Airflow was not healthy in time.
     """
-    env = airflow_environment(home, config, api_port=api_port, scheduled=scheduled, people=people)
+    env = airflow_environment(home, config, api_port=api_port, scheduled=scheduled, people=people, services=services)
+    _draw_passwords(home, people)
     _migrate(home, env)
     commands = {
         "api-server": ["--host", "127.0.0.1", "--port", str(api_port)],
@@ -90,6 +95,15 @@ def start_airflow(
 def password(home: Path, user: str = "admin") -> str:
     """The generated password of a user."""
     return str(json.loads((home / "passwords.json").read_text(encoding="utf-8"))[user])
+
+
+def _draw_passwords(home: Path, people: Sequence[str]) -> None:
+    """Give everybody without a password one: Airflow would write those that it makes into its log."""
+    file = home / "passwords.json"
+    known = json.loads(file.read_text(encoding="utf-8") or "{}") if file.exists() else {}
+    missing = {name: secrets.token_urlsafe(12) for name in ("admin", *people) if name not in known}
+    if missing:
+        write_json(file, known | missing)
 
 
 def _migrate(home: Path, env: dict[str, str]) -> None:

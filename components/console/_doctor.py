@@ -4,11 +4,12 @@ import importlib.util
 import json
 import os
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
+
+import sqlalchemy
+import sqlalchemy.exc
 
 from components.airflow_env import airflow_environment, repository_root
 from components.config import ModelSettings, NotifySettings
@@ -116,11 +117,20 @@ def _pickle(workspace: Workspace) -> str:
 
 def _pools(home: Path) -> str:
     wanted = json.loads((repository_root() / "infra" / "airflow" / "pools.json").read_text(encoding="utf-8"))
-    database = home / "airflow.db"
-    if not database.exists():
-        return "Airflow was not started here yet; the first start makes them"
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        there = dict(connection.execute("SELECT pool, slots FROM slot_pool"))
+    address = os.environ.get("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "")
+    if not address.startswith("postgresql"):  # as for whoever has not read the environment of `stlm up-services`
+        database = home / "airflow.db"
+        if not database.exists():
+            return "Airflow was not started here yet; the first start makes them"
+        address = f"sqlite:///file:{database}?mode=ro&uri=true"
+    engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
+    try:
+        with engine.connect() as connection:
+            there = {row.pool: row.slots for row in connection.execute(sqlalchemy.text("SELECT * FROM slot_pool"))}
+    except sqlalchemy.exc.OperationalError as error:
+        raise TransientError(
+            f"Airflow's database at {engine.url!r} does not answer: {str(error.orig).splitlines()[0]}"
+        ) from None
     wrong = [f"{name} has {there.get(name, 'no')} slots" for name in wanted if there.get(name) != wanted[name]["slots"]]
     if wrong:
         raise ProblemError(what=", ".join(wrong), remedy="run `airflow pools import infra/airflow/pools.json`")

@@ -28,6 +28,12 @@ def _up(workspace: Workspace, args: argparse.Namespace) -> int:
     return up(workspace, airflow_port=args.port, mlflow_port=args.mlflow_port)
 
 
+def _up_services(workspace: Workspace, args: argparse.Namespace) -> int:
+    from components.console._services import up_services
+
+    return up_services(workspace, airflow_port=args.port, mlflow_port=args.mlflow_port)
+
+
 def _down(workspace: Workspace, args: argparse.Namespace) -> int:
     from components.console._up import down
 
@@ -142,7 +148,12 @@ def _parser() -> argparse.ArgumentParser:
     up = command("up", _up, "Start the web interfaces of Airflow and MLflow; Ctrl-C ends them.")
     up.add_argument("--port", type=_port, default=8080, help="Airflow's port (8080)")
     up.add_argument("--mlflow-port", type=_port, default=5000, help="MLflow's port (5000)")
-    command("down", _down, "Stop what `stlm up` started.")
+    services = command(
+        "up-services", _up_services, "Start PostgreSQL, an S3 server, MLflow and Airflow on them; Ctrl-C ends them."
+    )
+    services.add_argument("--port", type=_port, default=0, help="Airflow's port (as before, else 8080 or a free one)")
+    services.add_argument("--mlflow-port", type=_port, default=0, help="MLflow's (as before, else 5000 or a free one)")
+    command("down", _down, "Stop what `stlm up` or `stlm up-services` started.")
 
     status = command("status", _status, "Champion, threshold and last nights of every model key.")
     status.add_argument("--nights", type=_at_least_one, default=7, help="how many nights to list (7)")

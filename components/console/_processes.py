@@ -51,6 +51,7 @@ class Programs:
         self._record = state / "running.json"
         self._lock = FileLock(state / "running.lock", timeout=0)
         self._running: dict[str, tuple[subprocess.Popen[bytes], Path]] = {}
+        self._grace_s: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         try:
@@ -68,15 +69,28 @@ class Programs:
 
     def __exit__(self, *exception: object) -> None:
         try:
-            for process, _ in reversed(self._running.values()):
-                _end_tree(_alive(process.pid))
+            for name, (process, _) in reversed(self._running.items()):
+                _end_tree(_alive(process.pid), self._grace_s[name])
                 process.wait()
         finally:
             self._record.unlink(missing_ok=True)
             self._lock.release()
 
-    def start(self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
-        """Start a program whose output is added to ``log``."""
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        *,
+        folder: Path | None = None,
+        user: str | None = None,
+        grace_s: float = _GRACE_S,
+    ) -> None:
+        """Start a program whose output is added to ``log``: in ``folder``, and as ``user``, where they are given.
+
+        Asked to end, it has ``grace_s`` to do so.
+        """
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -86,8 +100,11 @@ class Programs:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in the terminal reaches us alone; we end the others in order
+                cwd=folder,
+                user=user,
             )
         self._running[name] = (process, log)
+        self._grace_s[name] = grace_s
         self._save()
 
     def check(self) -> None:
@@ -105,14 +122,24 @@ class Programs:
 
 
 def stop_owner(state: Path) -> bool:
-    """Ask whoever runs programs in this state folder to end them; false if nobody does."""
-    owner = _read(state / "running.json").get("owner")
+    """Ask whoever runs programs in this state folder to end them; false if nothing runs.
+
+    Where that process was killed, its programs are ended from here.
+    """
+    record = _read(state / "running.json")
+    owner = record.get("owner")
     process = _alive(*owner) if owner else None
-    if process is None:
-        return False
-    process.terminate()
-    process.wait(timeout=6 * _GRACE_S)
-    return True
+    if process is not None:
+        process.terminate()
+        try:
+            with FileLock(state / "running.lock", timeout=12 * _GRACE_S):
+                return True
+        except Timeout:
+            raise TransientError(f"process {process.pid} has not ended its programs yet: try again") from None
+    left = [program for pid, created in record.get("programs", []) if (program := _alive(pid, created))]
+    for program in reversed(left):
+        _end_tree(program)
+    return bool(left)
 
 
 @contextlib.contextmanager
@@ -142,12 +169,13 @@ def _alive(pid: float, created: float | None = None) -> psutil.Process | None:
     """The process, unless it has ended; ``created`` tells it from a later one with the same id."""
     try:
         process = psutil.Process(int(pid))
-        return process if created is None or process.create_time() == created else None
+        same = created is None or process.create_time() == created
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
 
 
-def _end_tree(root: psutil.Process | None) -> None:
+def _end_tree(root: psutil.Process | None, grace_s: float = _GRACE_S) -> None:
     """Ask a process and all its descendants to end; kill what is left after the grace time."""
     if root is None:
         return
@@ -158,7 +186,7 @@ def _end_tree(root: psutil.Process | None) -> None:
     for process in tree:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, alive = psutil.wait_procs(tree, timeout=_GRACE_S)
+    _, alive = psutil.wait_procs(tree, timeout=grace_s)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

@@ -5,12 +5,12 @@ import time
 from pathlib import Path
 
 from components.airflow_env import airflow_environment
-from components.console._airflow import password, start_airflow
+from components.console._airflow import LocalAirflow, password, start_airflow
 from components.console._processes import Programs, interruptible, port_is_free, stop_owner
 from components.console._workspace import Workspace
 from components.errors import InputError
 
-__all__ = ["down", "up"]
+__all__ = ["down", "keep_up", "mlflow_command", "print_airflow", "up"]
 
 
 def up(workspace: Workspace, *, airflow_port: int, mlflow_port: int) -> int:
@@ -47,18 +47,28 @@ def up(workspace: Workspace, *, airflow_port: int, mlflow_port: int) -> int:
             with_triggerer=True,
             people=workspace.approvers,
         )
-        print(f"Airflow  {airflow.url}   user admin, password {password(home)}")
-        for name in workspace.approvers:
-            print(f"         {airflow.url}   approver {name}, password {password(home, name)}")
+        print_airflow(airflow, workspace)
         print(f"MLflow   {f'http://127.0.0.1:{mlflow_port}' if own_mlflow else tracking}")
         print("Ctrl-C, or `stlm down` elsewhere, ends both.", flush=True)
-        try:
-            while True:
-                programs.check()
-                time.sleep(1)
-        except KeyboardInterrupt:
-            print("\nStopping", flush=True)
+        keep_up(programs)
     return 0
+
+
+def print_airflow(airflow: LocalAirflow, workspace: Workspace) -> None:
+    """Where it is, and everybody's password."""
+    print(f"Airflow  {airflow.url}   user admin, password {password(airflow.home)}")
+    for name in workspace.approvers:
+        print(f"         {airflow.url}   approver {name}, password {password(airflow.home, name)}")
+
+
+def keep_up(programs: Programs) -> None:
+    """Return at Ctrl-C or ``stlm down``; raise ``TransientError`` when a program ends by itself."""
+    try:
+        while True:
+            programs.check()
+            time.sleep(1)
+    except KeyboardInterrupt:
+        print("\nStopping", flush=True)
 
 
 def _start_mlflow(workspace: Workspace, programs: Programs, port: int) -> None:
@@ -66,10 +76,16 @@ def _start_mlflow(workspace: Workspace, programs: Programs, port: int) -> None:
     scheme, _, database = mlflow.tracking_uri.partition(":///")
     if scheme == "sqlite":
         Path(database).parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", mlflow.tracking_uri, "--default-artifact-root", mlflow.artifact_root]
     env = airflow_environment(workspace.airflow_home, workspace.config_path)
+    env["MLFLOW_BACKEND_STORE_URI"] = mlflow.tracking_uri
+    command = mlflow_command(port, mlflow.artifact_root)
     programs.start("mlflow server", command, env, workspace.airflow_home / "logs" / "mlflow.log")
+
+
+def mlflow_command(port: int, artifact_root: str) -> list[str]:
+    """MLflow's server; the address of its database, which may hold a password, is not for the command line."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return [*command, "--default-artifact-root", artifact_root]
 
 
 def down(workspace: Workspace) -> int:

@@ -251,6 +251,27 @@ def test_what_a_killed_owner_left_behind_is_ended_by_the_next(tmp_path: Path) ->
         process.wait()
 
 
+def test_what_a_killed_owner_left_behind_can_be_stopped_from_elsewhere(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from components.console._processes import *\n"
+        "state = Path(sys.argv[1])\n"
+        "with Programs(state) as programs:\n"
+        f"    programs.start('family', [sys.executable, '-c', {_FAMILY!r}], {{}}, state / 'log')\n"
+        "    print('up', flush=True)\n"
+        "    import time; time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "up\n"
+        family = _children(owner.pid)
+        owner.kill()
+        owner.wait()
+    assert any(member.is_running() for member in family)
+    assert stop_owner(tmp_path)
+    assert not any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in family)
+    assert not stop_owner(tmp_path)
+
+
 def test_a_program_that_ends_by_itself_is_reported_with_its_last_words(tmp_path: Path) -> None:
     with Programs(tmp_path) as programs:
         programs.start("crier", [sys.executable, "-c", "raise SystemExit('help')"], {}, tmp_path / "log")

