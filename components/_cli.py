@@ -7,9 +7,7 @@ and atomically, so it is there exactly when the step is done; a second call with
 import argparse
 import json
 import logging
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import Any, Protocol, TypeVar
 
 from components.contracts import Contract, RunRef, canonical_json, digest_of, from_json, to_json
 from components.errors import EXIT_INPUT_ERROR, EXIT_TRANSIENT_ERROR, InputError, TransientError
+from components.files import write_file
 
-__all__ = ["main_for", "once", "step_dir", "write_json", "write_text"]
+__all__ = ["main_for", "once", "step_dir", "write_json"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,23 +35,8 @@ AnyInputsT = TypeVar("AnyInputsT")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write canonical JSON as :func:`write_text` does."""
-    write_text(path, canonical_json(value))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write to ``path``, for its owner alone, so that readers see the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Write canonical JSON to ``path`` so that readers see the old file or the whole new one."""
+    write_file(path, canonical_json(value).encode(), public=False)
 
 
 def step_dir(step: str, inputs: StepInputs) -> Path:

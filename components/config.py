@@ -16,6 +16,7 @@ from components.config_steps import (
     FineTuneSettings,
     GateSettings,
     ValidateSettings,
+    check,
 )
 from components.config_zero_shot import ZeroShotSettings
 from components.contracts import ModelKey, from_json
@@ -39,11 +40,6 @@ __all__ = [
     "ledger_of",
     "load_config",
 ]
-
-
-def _check(ok: bool, message: str) -> None:
-    if not ok:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,14 +85,14 @@ class ScheduleSettings:
     """How long a run waits for the one that holds its key; then a nightly run is skipped, a backfill's fails."""
 
     def __post_init__(self) -> None:
-        _check(self.lease_s > 0, f"lease_s must be positive, got {self.lease_s}")
-        _check(self.lease_wait_s >= 0, f"lease_wait_s must not be negative, got {self.lease_wait_s}")
+        check(self.lease_s > 0, f"lease_s must be positive, got {self.lease_s}")
+        check(self.lease_wait_s >= 0, f"lease_wait_s must not be negative, got {self.lease_wait_s}")
         try:
             ZoneInfo(self.timezone)
         except (ZoneInfoNotFoundError, ValueError):
             raise ValueError(f"timezone must be one like 'Europe/Berlin', got {self.timezone!r}") from None
         dt.date.fromisoformat(self.start_date)
-        _check(len(self.cron.split()) == 5, f"cron needs five fields, got {self.cron!r}")
+        check(len(self.cron.split()) == 5, f"cron needs five fields, got {self.cron!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,18 +125,18 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         ModelKey(product=self.product, line=self.line, camera=self.camera)
-        _check(all(name.strip() for name in self.approvers), f"approvers must have names, got {self.approvers}")
-        _check(
+        check(all(name.strip() for name in self.approvers), f"approvers must have names, got {self.approvers}")
+        check(
             not set(":,") & set("".join(self.approvers)), f"approvers: no name holds ':' or ',', got {self.approvers}"
         )
-        _check(
+        check(
             len(set(self.approvers)) == len(self.approvers), f"approvers: a name stands there twice: {self.approvers}"
         )
-        _check(self.approval_hours > 0, f"approval_hours must be positive, got {self.approval_hours}")
-        _check(self.shadow_nights >= 0, f"shadow_nights must not be negative, got {self.shadow_nights}")
+        check(self.approval_hours > 0, f"approval_hours must be positive, got {self.approval_hours}")
+        check(self.shadow_nights >= 0, f"shadow_nights must not be negative, got {self.shadow_nights}")
         for name in ("shadow_min_agreement", "shadow_alarm_rate"):
             value = getattr(self, name)
-            _check(0 <= value <= 1, f"{name} must be within [0, 1], got {value}")
+            check(0 <= value <= 1, f"{name} must be within [0, 1], got {value}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,9 +194,9 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         slugs = [model.key.slug for model in self.models]
-        _check(bool(slugs), "models: at least one [[models]] entry is needed")
+        check(bool(slugs), "models: at least one [[models]] entry is needed")
         twice = sorted({slug for slug in slugs if slugs.count(slug) > 1})
-        _check(not twice, f"models: {', '.join(twice)} stands there twice")
+        check(not twice, f"models: {', '.join(twice)} stands there twice")
 
     def model(self, slug: str) -> ModelSettings:
         """Settings of the key ``product.line.camera``; raises ``InputError`` naming the known ones."""

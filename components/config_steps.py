@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["EvaluateSettings", "ExportSettings", "FineTuneSettings", "GateSettings", "ValidateSettings"]
+__all__ = ["EvaluateSettings", "ExportSettings", "FineTuneSettings", "GateSettings", "ValidateSettings", "check"]
 
 
-def _check(ok: bool, message: str) -> None:
+def check(ok: bool, message: str) -> None:
+    """Raise ``ValueError`` with the message, unless ``ok``."""
     if not ok:
         raise ValueError(message)
 
@@ -51,14 +52,14 @@ class ValidateSettings:
     def __post_init__(self) -> None:
         for name in ("max_quarantined_share", "screen_drift_share", "min_sharpness"):
             value = getattr(self, name)
-            _check(0 <= value <= 1, f"{name} must be within [0, 1], got {value}")
-        _check(self.screen_deviations > 0, f"screen_deviations must be positive, got {self.screen_deviations}")
-        _check(
+            check(0 <= value <= 1, f"{name} must be within [0, 1], got {value}")
+        check(self.screen_deviations > 0, f"screen_deviations must be positive, got {self.screen_deviations}")
+        check(
             0 <= self.near_duplicate_bits < 64,
             f"near_duplicate_bits must be within [0, 64) of 256 bits, got {self.near_duplicate_bits}",
         )
         low, high = self.mean_brightness
-        _check(0 <= low < high <= 1, f"mean_brightness must be a range within [0, 1], got {self.mean_brightness}")
+        check(0 <= low < high <= 1, f"mean_brightness must be a range within [0, 1], got {self.mean_brightness}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +88,8 @@ class FineTuneSettings:
     """Folder of texture photographs (such as DTD) for pseudo-anomalies; empty takes the three embedded ones."""
 
     def __post_init__(self) -> None:
-        _check(0 < self.held_out_share < 1, f"held_out_share must be within (0, 1), got {self.held_out_share}")
-        _check(self.replay_images >= 0, f"replay_images must not be negative, got {self.replay_images}")
+        check(0 < self.held_out_share < 1, f"held_out_share must be within (0, 1), got {self.held_out_share}")
+        check(self.replay_images >= 0, f"replay_images must not be negative, got {self.replay_images}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +111,7 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         for name in ("target_false_alarm_rate", "recall", "pro_fpr_limit", "confidence"):
             value = getattr(self, name)
-            _check(0 < value < 1, f"{name} must be within (0, 1), got {value}")
+            check(0 < value < 1, f"{name} must be within (0, 1), got {value}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,8 +125,8 @@ class ExportSettings:
     within ``max_score_difference``."""
 
     def __post_init__(self) -> None:
-        _check(self.probe_images >= 1, f"probe_images must be at least 1, got {self.probe_images}")
-        _check(self.max_score_difference > 0, f"max_score_difference must be positive, got {self.max_score_difference}")
+        check(self.probe_images >= 1, f"probe_images must be at least 1, got {self.probe_images}")
+        check(self.max_score_difference > 0, f"max_score_difference must be positive, got {self.max_score_difference}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,8 +175,8 @@ class GateSettings:
     """Digests of golden sets that replaced the champion's on purpose; any other change is an ERROR."""
 
     def __post_init__(self) -> None:
-        _check(0 < self.alpha < 0.5, f"alpha must be within (0, 0.5), got {self.alpha}")
-        _check(
+        check(0 < self.alpha < 0.5, f"alpha must be within (0, 0.5), got {self.alpha}")
+        check(
             self.mode == "non_inferiority" or self.superior_metric in self.margins,
             f"superior_metric {self.superior_metric!r} has no margin in gate.margins",
         )

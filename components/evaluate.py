@@ -43,8 +43,6 @@ Files in the step's folder (all figures plain JSON numbers; ``null`` with a reas
 """
 
 import logging
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -68,6 +66,7 @@ from components._evaluation.models import (
     stored_calibration,
 )
 from components._evaluation.normals import HeldOut, calibrate, expected_nights, read_listing, seed_of
+from components.arrays import write_arrays
 from components.config import EvaluateSettings, ValidateSettings
 from components.contracts import CandidateRef, EvaluationRef, ModelRef, RunRef, digest_of
 from components.errors import InputError
@@ -296,23 +295,12 @@ def _write_arrays(
         statistics = model.figures.pixels.statistics
         if statistics is not None:
             pixels |= {f"{name}_{array}": values for array, values in statistics.to_arrays().items()}
-    _save(folder / "scores.npz", scores)
-    _save(folder / "pixels.npz", pixels)
-    _save(folder / "normals.npz", held_out.arrays())
+    write_arrays(folder / "scores.npz", scores)
+    write_arrays(folder / "pixels.npz", pixels)
+    write_arrays(folder / "normals.npz", held_out.arrays())
     shown = {name: model.maps for name, model in measured.items() if name != "anchor" and model.maps is not None}
-    _save(folder / "maps.npz", shown)
+    write_arrays(folder / "maps.npz", shown)
     return {name: file_sha256(folder / name) for name in ("scores.npz", "pixels.npz", "normals.npz", "maps.npz")}
-
-
-def _save(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components._cli import main_for, once, write_json
+from components.arrays import read_arrays
 from components.config import ExportSettings
 from components.contracts import CandidateRef, EvaluationRef, ModelRef, PackageRef, RunRef
 from components.errors import InputError
@@ -160,8 +161,8 @@ def _golden_images(inputs: ExportInputs) -> tuple[list[NDArray[np.uint8]], list[
 def _scores(evaluation: EvaluationRef) -> dict[str, float]:
     """Golden image -> the candidate's score, on which the verdict will rest."""
     try:
-        with np.load(evaluation.scores_path, allow_pickle=False) as arrays:
-            paths, scores = arrays["paths"].tolist(), arrays["candidate_scores"].tolist()
+        arrays = read_arrays(Path(evaluation.scores_path))
+        paths, scores = arrays["paths"].tolist(), arrays["candidate_scores"].tolist()
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"evaluation's scores {evaluation.scores_path!r} cannot be read: {error!r}") from error
     return dict(zip(paths, scores, strict=True))

@@ -5,7 +5,6 @@ The step's folder holds, beside ``outputs.json``: ``images/`` (this night's norm
 (normals kept from training, for calibration), ``training.json`` (those learnt from) and ``curves.json``.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -21,7 +20,6 @@ from types import FrameType
 import pandas as pd
 import torch
 
-import stlm
 from components._cli import main_for, once, write_json
 from components.adapters.data_repository import DataRepository
 from components.config import FineTuneSettings
@@ -43,6 +41,7 @@ from stlm.models.registry import (
 from stlm.models.two_stream import TwoStream
 from stlm.nn.teachers import SamTeacher, load_sam_teacher
 from stlm.recipes import recipe
+from stlm.source_digest import source_digest
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.fit import FitResult, fit
 from stlm.training.replay import NormalImage, choose_replay, split_held_out
@@ -128,7 +127,7 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
             "training": [i.sha256 for i in training],
             "replay": [i.sha256 for i in replay],
             "seed": settings.seed,
-            "code": _code_digest(),
+            "code": source_digest(),
         }
     )
     checkpointer = Checkpointer(
@@ -254,15 +253,6 @@ def _fetch(inputs: FineTuneInputs, wanted: Sequence[NormalImage], into: Path) ->
         repository.fetch(inputs.dataset.revision, missing, into)
 
 
-def _code_digest() -> str:
-    """sha256 over the library's sources: the code version that training depends on."""
-    root = Path(stlm.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
 def _write_candidate(
     inputs: FineTuneInputs,
     folder: Path,
@@ -287,7 +277,7 @@ def _write_candidate(
         "validation_digest": inputs.validation.digest,
         "recipe": inputs.recipe,
         "config_digest": digest_of(model.config.to_json()),
-        "code_digest": _code_digest(),
+        "code_digest": source_digest(),
         "seed": inputs.settings.seed,
         "weights_sha256": weights_sha256,
         "complete": result.complete,

@@ -8,16 +8,25 @@ from pathlib import Path
 
 from components._cli import main_for
 from components._report.pictures import Album
-from components._screening.files import write_file
 from components._screening.images import Listed, list_images, refuse_small
 from components._screening.judges import MapOf, find_champion, open_judge, texts_digest
 from components._screening.judging import draw_masks, judge_images, make_cards
 from components._screening.page import MAX_PAGE_BYTES, write_page
-from components._screening.review import Entry, Record, Review, accepted_entries, find_record, read_decisions, review
+from components._screening.review import (
+    Entry,
+    Record,
+    Review,
+    accepted_entries,
+    all_entries,
+    find_record,
+    read_decisions,
+    review,
+)
 from components.config import MlflowSettings
 from components.config_zero_shot import ZeroShotSettings
 from components.contracts import Contract, ModelKey, ModelRef
 from components.errors import InputError
+from components.files import write_file
 from stlm.constants import GOOD
 from stlm.data.layout import read_golden_set
 from stlm.errors import DataError
@@ -119,10 +128,7 @@ def _propose(inputs: MasksInputs, listed: tuple[Listed, ...], champion: ModelRef
         judged_by=judge.name,
         threshold=judge.threshold,
         masks_by=artist.name,
-        entries=(
-            *(item.entry for item in drawn),
-            *(Entry(name=i.name, bytes=i.bytes, sha256=i.sha256, refused=i.refused) for i in listed if i.refused),
-        ),
+        entries=all_entries((item.entry for item in drawn), listed),
     )
     album = Album(max_bytes=MAX_PAGE_BYTES)
     cards = make_cards(folder, drawn, into, album, threshold=judge.threshold, needs_mask=True)
@@ -155,9 +161,7 @@ def accept_masks(decisions_path: Path, *, work_dir: str, key: ModelKey, golden: 
         InputError: The decisions belong to another key or review, an image or mask is not what was shown, the golden
             set has another file of that name, or it would be left with masks for only some of its defects.
     """
-    decisions = read_decisions(decisions_path, "masks")
-    if decisions.key != key.slug:
-        raise InputError(f"decisions {decisions_path} are about {decisions.key}, not {key.slug}")
+    decisions = read_decisions(decisions_path, "masks", key)
     record, folder = find_record(work_dir, decisions)
     root = Path(golden)
     additions = [_addition(record, folder, entry, root) for entry in accepted_entries(record, decisions)]

@@ -1,20 +1,20 @@
 """The page a person reads in the morning: one self-contained HTML file a night, also for nights that ended early.
 
 The page lies in the step's folder as ``report.html`` and among the artifacts of the night's MLflow run as
-``report/report.html``; the night's figures are logged to that run in one request. Equal inputs give the same page.
-A part whose step did not run says why; a file that cannot be read costs its own part, never the page.
+``report/report.html``; the night's figures are logged to that run in one request. Equal inputs after the same
+nights give the same page. A part whose step did not run says why; a file that cannot be read costs its own part, never
+the page.
 """
 
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from components._cli import main_for, once
 from components._report.charts import Chart, Charts, curves_svg
+from components._report.earlier_nights import EarlierNights, gather_nights
 from components._report.heat_maps import (
     HeatMaps,
     gather_heat_maps,
@@ -49,6 +49,7 @@ from components.adapters.tracking import (
 )
 from components.contracts import Reason, ReportRef, Verdict, from_json
 from components.errors import InputError, TransientError
+from components.files import write_file
 
 __all__ = ["ReportInputs", "main", "report"]
 
@@ -90,8 +91,8 @@ def report(inputs: ReportInputs) -> ReportRef:
 def _report(inputs: ReportInputs, folder: Path) -> ReportRef:
     champion = champion_now(inputs) or _standing_champion(inputs)
     head = headline(inputs, champion)
-    page = folder / PAGE
-    _write_text(page, render(_context(inputs, folder, head, champion)))
+    page, nights = folder / PAGE, gather_nights(inputs)
+    write_file(page, render(_context(inputs, folder, head, champion, nights)).encode())
     logger.info(
         "step=report key=%s night=%s page=%s bytes=%d",
         inputs.run.key.slug,
@@ -100,7 +101,7 @@ def _report(inputs: ReportInputs, folder: Path) -> ReportRef:
         page.stat().st_size,
     )
     run_id = open_run(inputs.mlflow, inputs.run)
-    log_metrics(inputs.mlflow, run_id, _night_metrics(inputs))
+    log_metrics(inputs.mlflow, run_id, _night_metrics(inputs) | {"normals/forgetting": nights.forgetting})
     if inputs.candidate is not None:
         log_curves(inputs.mlflow, run_id, _curves(inputs.candidate.curves_path))
     set_tags(
@@ -117,19 +118,9 @@ def _report(inputs: ReportInputs, folder: Path) -> ReportRef:
     )
 
 
-def _write_text(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o644)  # a page is for everyone who can reach the folder
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _context(inputs: ReportInputs, folder: Path, head: Headline, champion: Fact) -> dict[str, Any]:
+def _context(
+    inputs: ReportInputs, folder: Path, head: Headline, champion: Fact, nights: EarlierNights
+) -> dict[str, Any]:
     album = Album()
     table_path, table = read_table(inputs)
     metrics, problem = _evaluation_report(inputs)
@@ -145,6 +136,7 @@ def _context(inputs: ReportInputs, folder: Path, head: Headline, champion: Fact)
         "gate_note": "" if decision is not None else why_missing(inputs, "gate"),
         "gate_caption": "" if decision is None else judged_against(inputs, decision),
         "reasons": [] if decision is None else [_reason(reason) for reason in decision.reasons],
+        "nights": nights,
         "images": gather_images(inputs, table, table_path, folder),
         "quarantine": gather_quarantine(inputs, table, table_path, album),
         "training": _training(inputs),

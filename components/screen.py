@@ -21,6 +21,7 @@ from components._screening.review import (
     Record,
     Review,
     accepted_entries,
+    all_entries,
     find_record,
     read_decisions,
     review,
@@ -109,10 +110,7 @@ def _screen(inputs: ScreenInputs, listed: tuple[Listed, ...], champion: ModelRef
         judged_by=judge.name,
         threshold=judge.threshold,
         masks_by=artist.name,
-        entries=(
-            *(item.entry for item in judged),
-            *(Entry(name=i.name, bytes=i.bytes, sha256=i.sha256, refused=i.refused) for i in listed if i.refused),
-        ),
+        entries=all_entries((item.entry for item in judged), listed),
     )
     album = Album(max_bytes=MAX_PAGE_BYTES)
     cards = make_cards(folder, judged, into, album, threshold=judge.threshold, needs_mask=False)
@@ -153,9 +151,7 @@ def accept_images(
         InputError: The decisions belong to another key or review, an image is not what was shown, or there is another
             lot of this name.
     """
-    decisions = read_decisions(decisions_path, "screen")
-    if decisions.key != key.slug:
-        raise InputError(f"decisions {decisions_path} are about {decisions.key}, not {key.slug}")
+    decisions = read_decisions(decisions_path, "screen", key)
     record, _ = find_record(work_dir, decisions)
     try:
         date = dt.date.fromisoformat(night or record.night).isoformat()

@@ -32,15 +32,13 @@ from components.config import MlflowSettings, PromoteSettings
 from components.contracts import DatasetRef, RunRef, ShadowRef, ValidationRef
 from components.errors import InputError
 from stlm.data.layout import read_golden_set
-from stlm.data.transforms import read_image
 from stlm.errors import DataError, WeightsError
-from stlm.serving.predictor import OnnxPredictor
+from stlm.serving.predictor import OnnxPredictor, predict_files
 
 __all__ = ["ShadowInputs", "main", "shadow"]
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 16
 _WHO = "shadow"
 
 
@@ -262,12 +260,8 @@ def _normals(inputs: ShadowInputs) -> list[Path]:
 
 
 def _labels(model: OnnxPredictor, paths: Sequence[Path]) -> NDArray[np.int64]:
-    """1 where anomalous at the package's own threshold; a few images at a time."""
-    labels: list[int] = []
-    for start in range(0, len(paths), _CHUNK):
-        images = [read_image(path) for path in paths[start : start + _CHUNK]]
-        labels += [prediction.label for prediction in model.predict(images)]
-    return np.array(labels, dtype=np.int64)
+    """1 where anomalous at the package's own threshold."""
+    return np.array([found.label for found in predict_files(model, paths)], dtype=np.int64)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,14 +6,54 @@ from typing import Any, Literal, Self
 from stlm.errors import ConfigError
 from stlm.strict_json import from_json, to_json
 
-__all__ = ["AggregationConfig", "DataConfig", "ModelConfig", "OptimConfig", "RecipeConfig", "StageConfig"]
+__all__ = [
+    "AggregationConfig",
+    "DataConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Recipe",
+    "RecipeConfig",
+    "StageConfig",
+    "check",
+]
 
 MapName = Literal["aggregation", "two_stream", "distribution", "deep_distribution", "memory"]
 
 
-def _check(ok: bool, message: str) -> None:
+def check(ok: bool, message: str) -> None:
+    """Raise ``ConfigError`` with the message, unless ``ok``."""
     if not ok:
         raise ConfigError(message)
+
+
+class Recipe:
+    """Mix-in with nothing but the wire form; the dataclasses below say what is in it."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON object."""
+        value: dict[str, Any] = to_json(self)
+        return value
+
+    @classmethod
+    def from_json(cls, value: Any, *, where: str = "recipe") -> Self:
+        """Strict inverse of :meth:`to_json`.
+
+        Args:
+            value: What ``json.loads`` returned.
+            where: Prefix for messages, such as a file name.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            ConfigError: A field is unknown, missing or out of range; the message names it.
+        """
+        try:
+            return from_json(cls, value, where=where)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,18 +109,18 @@ class ModelConfig:
     score_size: tuple[int, int] = (1024, 1024)
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self.student_init == "random" or (self.student == "tiny_vit_5m" and self.embedding_dim == 256),
             "student_init 'mobile_sam' is for student 'tiny_vit_5m' with embedding_dim 256",
         )
-        _check(self.embedding_dim % self.decoder_heads == 0, "embedding_dim must be a multiple of decoder_heads")
-        _check(bool(self.maps), "maps: at least one map is needed")
-        _check(not self.map_weights or len(self.map_weights) == len(self.maps), "map_weights: one weight per map")
-        _check(all(w > 0 for w in self.map_weights), "map_weights must be positive")
-        _check(0 <= self.distribution_shrinkage <= 1, "distribution_shrinkage must be in [0, 1]")
-        _check(self.distribution_max_count > 0, "distribution_max_count must be positive")
-        _check(not self.score_maps or len(self.score_maps) == len(self.maps), "score_maps: as many as maps, or none")
-        _check("memory" not in self.maps or self.memory_size > 0, "maps names 'memory', but memory_size is 0")
+        check(self.embedding_dim % self.decoder_heads == 0, "embedding_dim must be a multiple of decoder_heads")
+        check(bool(self.maps), "maps: at least one map is needed")
+        check(not self.map_weights or len(self.map_weights) == len(self.maps), "map_weights: one weight per map")
+        check(all(w > 0 for w in self.map_weights), "map_weights must be positive")
+        check(0 <= self.distribution_shrinkage <= 1, "distribution_shrinkage must be in [0, 1]")
+        check(self.distribution_max_count > 0, "distribution_max_count must be positive")
+        check(not self.score_maps or len(self.score_maps) == len(self.maps), "score_maps: as many as maps, or none")
+        check("memory" not in self.maps or self.memory_size > 0, "maps names 'memory', but memory_size is 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,12 +181,12 @@ class StageConfig:
     """On later nights: weight of the denoising student's distance to the champion's; 0 is off."""
 
     def __post_init__(self) -> None:
-        _check(self.passes >= 0 and self.update_passes >= 0, f"stage {self.name}: passes must not be negative")
-        _check(self.batch_size > 0, f"stage {self.name}: batch_size must be positive, got {self.batch_size}")
+        check(self.passes >= 0 and self.update_passes >= 0, f"stage {self.name}: passes must not be negative")
+        check(self.batch_size > 0, f"stage {self.name}: batch_size must be positive, got {self.batch_size}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RecipeConfig:
+class RecipeConfig(Recipe):
     """A named, complete choice."""
 
     name: str
@@ -162,27 +202,3 @@ class RecipeConfig:
     def image_size(self) -> tuple[int, int]:
         """``(height, width)`` of the network's input."""
         return self.data.image_size
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON object."""
-        value: dict[str, Any] = to_json(self)
-        return value
-
-    @classmethod
-    def from_json(cls, value: Any, *, where: str = "recipe") -> Self:
-        """Strict inverse of :meth:`to_json`.
-
-        Args:
-            value: What ``json.loads`` returned.
-            where: Prefix for messages, such as a file name.
-
-        Returns:
-            The recipe.
-
-        Raises:
-            ConfigError: A field is unknown, missing or out of range; the message names it.
-        """
-        try:
-            return from_json(cls, value, where=where)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error

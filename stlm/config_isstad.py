@@ -5,11 +5,9 @@ the model is that of the last step, because training never sees test images, and
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from stlm.config import RecipeConfig
-from stlm.errors import ConfigError
-from stlm.strict_json import from_json, to_json
+from stlm.config import Recipe, RecipeConfig, check
 
 __all__ = [
     "AnyRecipe",
@@ -21,11 +19,6 @@ __all__ = [
     "ShapesConfig",
     "read_recipe",
 ]
-
-
-def _check(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,13 +55,13 @@ class IsstadConfig:
 
     def __post_init__(self) -> None:
         for dim, heads in ((self.dim, self.num_heads), (self.decoder_dim, self.decoder_heads)):
-            _check(dim % 4 == 0 and dim % heads == 0, f"width {dim} must be a multiple of 4 and of its {heads} heads")
-        _check(
+            check(dim % 4 == 0 and dim % heads == 0, f"width {dim} must be a multiple of 4 and of its {heads} heads")
+        check(
             0 < self.first_decoder_depth <= self.decoder_depth,
             f"first_decoder_depth must be in [1, {self.decoder_depth}], got {self.first_decoder_depth}",
         )
-        _check(0 < self.score_top_share <= 1, f"score_top_share must be in (0, 1], got {self.score_top_share}")
-        _check(self.smoothing_px > 0, f"smoothing_px must be positive, got {self.smoothing_px}")
+        check(0 < self.score_top_share <= 1, f"score_top_share must be in (0, 1], got {self.score_top_share}")
+        check(self.smoothing_px > 0, f"smoothing_px must be positive, got {self.smoothing_px}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,9 +84,9 @@ class ShapesConfig:
     takes it, as published, and teaches the classifier that a flawless region is anomalous."""
 
     def __post_init__(self) -> None:
-        _check(0 <= self.probability <= 1, f"probability must be in [0, 1], got {self.probability}")
-        _check(self.max_shapes > 0, f"max_shapes must be positive, got {self.max_shapes}")
-        _check(0 < self.sides[0] <= self.sides[1] <= 1, f"sides must rise within (0, 1], got {self.sides}")
+        check(0 <= self.probability <= 1, f"probability must be in [0, 1], got {self.probability}")
+        check(self.max_shapes > 0, f"max_shapes must be positive, got {self.max_shapes}")
+        check(0 < self.sides[0] <= self.sides[1] <= 1, f"sides must rise within (0, 1], got {self.sides}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +121,7 @@ class RepairConfig:
     """Before every step; False, as in the published code, once a pass, so that gradients pile up."""
 
     def __post_init__(self) -> None:
-        _check(self.ssim_window % 2 == 1, f"ssim_window must be odd, got {self.ssim_window}")
+        check(self.ssim_window % 2 == 1, f"ssim_window must be odd, got {self.ssim_window}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,13 +150,13 @@ class IsstadStageConfig:
     """Share of hidden patches in stage one."""
 
     def __post_init__(self) -> None:
-        _check(self.passes >= 0 and self.update_passes >= 0, f"stage {self.name}: passes must not be negative")
-        _check(self.batch_size > 0, f"stage {self.name}: batch_size must be positive, got {self.batch_size}")
-        _check(0 < self.mask_ratio < 1, f"stage {self.name}: mask_ratio must be in (0, 1), got {self.mask_ratio}")
+        check(self.passes >= 0 and self.update_passes >= 0, f"stage {self.name}: passes must not be negative")
+        check(self.batch_size > 0, f"stage {self.name}: batch_size must be positive, got {self.batch_size}")
+        check(0 < self.mask_ratio < 1, f"stage {self.name}: mask_ratio must be in (0, 1), got {self.mask_ratio}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class IsstadRecipe:
+class IsstadRecipe(Recipe):
     """A named, complete choice; the counterpart of ``RecipeConfig``."""
 
     kind: Literal["isstad"] = "isstad"
@@ -177,7 +170,7 @@ class IsstadRecipe:
 
     def __post_init__(self) -> None:
         size = self.model.patch_size
-        _check(
+        check(
             all(side % size == 0 for side in self.data.image_size),
             f"image_size {self.data.image_size} must be a multiple of patch_size {size}",
         )
@@ -186,19 +179,6 @@ class IsstadRecipe:
     def image_size(self) -> tuple[int, int]:
         """``(height, width)`` of the network's input."""
         return self.data.image_size
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON object."""
-        value: dict[str, Any] = to_json(self)
-        return value
-
-    @classmethod
-    def from_json(cls, value: Any, *, where: str = "recipe") -> Self:
-        """Strict inverse of :meth:`to_json`; raises ``ConfigError`` naming the field."""
-        try:
-            return from_json(cls, value, where=where)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
 
 
 AnyRecipe = RecipeConfig | IsstadRecipe

@@ -6,8 +6,6 @@ the golden set and the settings, so that the same question is answered at once.
 
 import json
 import logging
-import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from components.adapters.registry import open_registry
 from components.config import EvaluateSettings, ModelSettings, PipelineConfig
 from components.contracts import Contract, RunRef, digest_of, from_json
 from components.errors import InputError
+from components.files import write_file
 from components.night_record import nights, read_night
 from stlm.comparison import Resamples, compare
 from stlm.data.layout import GoldenSet, read_golden_set
@@ -272,8 +271,4 @@ def _number(value: float | None) -> str:
 def _write_page(path: Path, scores: OldScores) -> None:
     template = Environment(autoescape=True).from_string(_PAGE)
     text = template.render(scores=scores, labels=METRICS, number=_number)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(name).chmod(0o644)
-    Path(name).replace(path)
+    write_file(path, text.encode())

@@ -5,11 +5,8 @@ the golden images: what was measured is kept in ``<work_dir>/cache/anchor-<key>.
 change, and some images are scored anew each night to see that the file still speaks of this machine.
 """
 
-import hashlib
 import logging
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,8 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
-import stlm
 from components._evaluation.models import Measured, golden_record, labels_of, pixel_measurement, stored_calibration
+from components.arrays import read_arrays, write_arrays
 from components.config import EvaluateSettings
 from components.contracts import ModelRef, RunRef, digest_of
 from components.errors import InputError
@@ -30,13 +27,13 @@ from stlm.data.transforms import read_image
 from stlm.errors import WeightsError
 from stlm.metrics import ImageMeasurement, PixelMeasurement, PixelStatistics
 from stlm.serving.package import verify_package
-from stlm.serving.predictor import OnnxPredictor, Prediction
+from stlm.serving.predictor import OnnxPredictor, Prediction, predict_files
+from stlm.source_digest import source_digest
 
 __all__ = ["Anchor"]
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 32
 _NUM_SPOT_CHECKS = 4
 
 
@@ -78,7 +75,7 @@ class Anchor:
         arrays = _read(path, identity)
         if arrays is None or not self._still_true(arrays["scores"]):
             arrays = self._arrays(pixel_set, settings) | {"identity": np.array(identity)}
-            _write(path, arrays)
+            write_arrays(path, arrays)
         else:
             logger.info("step=evaluate anchor scores remembered file=%s", path)
         calibration = stored_calibration(self._package)
@@ -103,7 +100,7 @@ class Anchor:
                 "golden": self._golden.digest,
                 "pixels": [[image.golden_row, image.image_class] for image in pixel_set.images],
                 "pro_fpr_limit": settings.pro_fpr_limit,
-                "code": _code_digest(),
+                "code": source_digest(),
                 "runtime": onnxruntime.__version__,
             }
         )
@@ -112,13 +109,11 @@ class Anchor:
         used = {image.golden_row for image in pixel_set.images if image.altered is None}
         scores: list[float] = []
         maps: dict[int, npt.NDArray[np.float32]] = {}
-        rows = range(len(self._golden.items))
-        for start in rows[::_CHUNK]:
-            chunk = rows[start : start + _CHUNK]
-            for row, found in zip(chunk, self._predict([self._image(row) for row in chunk]), strict=True):
-                scores.append(found.score)
-                if row in used:
-                    maps[row] = found.anomaly_map
+        paths = (item.path for item in self._golden.items)
+        for row, found in enumerate(predict_files(self._predictor, paths)):
+            scores.append(found.score)
+            if row in used:
+                maps[row] = found.anomaly_map
         ordered = [
             maps[image.golden_row] if image.altered is None else self._predict([image.altered])[0].anomaly_map
             for image in pixel_set.images
@@ -139,34 +134,13 @@ class Anchor:
         return self._predictor.predict(images)
 
 
-def _code_digest() -> str:
-    root = Path(stlm.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
 def _read(path: Path, identity: str) -> dict[str, npt.NDArray[Any]] | None:
     """What is remembered, if it is of this; a file that cannot be read is written anew."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = read_arrays(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         logger.warning("step=evaluate anchor file=%s cannot be read, measuring again: %s", path, error)
         return None
     return arrays if str(arrays.get("identity")) == identity else None
-
-
-def _write(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components._gate.inputs import GateInputs
+from components.arrays import read_arrays
 from components.contracts import digest_of
 from stlm.calibration import CALIBRATION_FILE, Calibration
 from stlm.comparison import MeasuredModel
@@ -129,7 +130,7 @@ def read_evidence(inputs: GateInputs) -> Evidence:
 
 
 def _evidence(inputs: GateInputs, report: Mapping[str, Any], folder: Path, calibration: Calibration) -> Evidence:
-    scores, pixels, normals = (_arrays(folder / f"{name}.npz") for name in ("scores", "pixels", "normals"))
+    scores, pixels, normals = (read_arrays(folder / f"{name}.npz") for name in ("scores", "pixels", "normals"))
     champion = None if report["champion"] is None else _model("champion", report, scores, pixels)
     anchor = None
     if report["anchor"] is not None:
@@ -179,11 +180,6 @@ def _golden(inputs: GateInputs, report: Mapping[str, Any]) -> GoldenRecords:
         anchor=records["anchor"],
         problem=problem,
     )
-
-
-def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
 
 
 def _model(

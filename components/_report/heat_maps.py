@@ -19,6 +19,7 @@ from components._report.pictures import (
     paint_map,
 )
 from components._report.story import Fact, number
+from components.arrays import read_arrays
 
 __all__ = [
     "Gallery",
@@ -136,13 +137,11 @@ def read_scores(scores_path: Path, golden: Path, thresholds: dict[str, float]) -
         ValueError: A file is missing or lacks an array; the message names it.
     """
     try:
-        with np.load(scores_path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = read_arrays(scores_path)
         maps_path = scores_path.with_name("maps.npz")
         maps: dict[str, NDArray[np.float32]] = {}
         if maps_path.exists():
-            with np.load(maps_path, allow_pickle=False) as stored:
-                maps = {name: stored[name].astype(np.float32) for name in stored.files if stored[name].ndim == 3}
+            maps = {name: v.astype(np.float32) for name, v in read_arrays(maps_path).items() if v.ndim == 3}
         num_images = len(arrays["paths"])
         scores = {
             model: np.asarray(arrays[f"{model}_scores"], dtype=np.float64)

@@ -14,11 +14,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from components._report.pictures import Album, Picture, open_picture, outlined, overlay
-from components._screening.files import write_file
 from components._screening.images import Listed
 from components._screening.review import Entry
 from components._zero_shot import Judge, MaskArtist
 from components.errors import InputError
+from components.files import write_file
 from stlm.data.transforms import read_image
 from stlm.errors import StlmError
 

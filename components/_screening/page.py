@@ -8,10 +8,10 @@ from markupsafe import Markup
 from components._report.page import render
 from components._report.pictures import colour_scale_uri
 from components._report.story import Fact
-from components._screening.files import write_file
 from components._screening.judging import Card
 from components._screening.review import Record
 from components.contracts import digest_of
+from components.files import write_file
 
 __all__ = ["MAX_PAGE_BYTES", "write_page"]
 

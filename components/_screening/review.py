@@ -6,12 +6,13 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from components._cli import write_json
+from components._screening.images import Listed
 from components.contracts import Contract, ModelKey, digest_of, from_json
 from components.errors import InputError
 
@@ -22,6 +23,7 @@ __all__ = [
     "Record",
     "Review",
     "accepted_entries",
+    "all_entries",
     "find_record",
     "read_decisions",
     "review",
@@ -132,12 +134,31 @@ def review(work_dir: str, key: ModelKey, kind: Kind, inputs: Any, body: Callable
     return found
 
 
-def read_decisions(path: Path, kind: Kind) -> Decisions:
+def all_entries(judged: Iterable[Entry], listed: Iterable[Listed]) -> tuple[Entry, ...]:
+    """The entries of a record.
+
+    Args:
+        judged: What was judged, most suspicious first.
+        listed: All images of the folder.
+
+    Returns:
+        What was judged, then what was refused.
+    """
+    refused = (
+        Entry(name=image.name, bytes=image.bytes, sha256=image.sha256, refused=image.refused)
+        for image in listed
+        if image.refused
+    )
+    return (*judged, *refused)
+
+
+def read_decisions(path: Path, kind: Kind, key: ModelKey) -> Decisions:
     """Read a person's decisions.
 
     Args:
         path: The file that the page handed out.
         kind: What they must be about.
+        key: Whose images they must be about.
 
     Returns:
         The checked decisions.
@@ -151,6 +172,8 @@ def read_decisions(path: Path, kind: Kind) -> Decisions:
         raise InputError(f"decisions {path}: {error}") from error
     if decisions.kind != kind:
         raise InputError(f"decisions {path}: expected decisions of `stlm {kind}`, got those of `stlm {decisions.kind}`")
+    if decisions.key != key.slug:
+        raise InputError(f"decisions {path} are about {decisions.key}, not {key.slug}")
     return decisions
 
 

@@ -13,17 +13,15 @@ from numpy.typing import NDArray
 from components.config import ValidateSettings
 from components.contracts import ModelRef
 from components.errors import InputError
-from stlm.data.transforms import read_image
 from stlm.errors import WeightsError
 from stlm.nn.lite0 import build_lite0_trunk
 from stlm.screening import MIN_IMAGES, outlier_limit, outlier_scores, patch_features
-from stlm.serving.predictor import TorchPredictor
+from stlm.serving.predictor import TorchPredictor, predict_files
 
 __all__ = ["screen"]
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 32
 _TRUNK_SIZE = (256, 256)
 
 
@@ -66,7 +64,7 @@ def _screen(
     if champion is None:
         return _outliers(images, paths, settings, "outliers")
     predictor = TorchPredictor(champion.package_dir)
-    scores = _champion_scores(predictor, paths)
+    scores = np.array([found.score for found in predict_files(predictor, paths)], dtype=np.float64)
     share = float(np.mean(scores > predictor.threshold))
     if share > settings.screen_drift_share:
         logger.warning("screening: champion alarms on %.0f %% of the night: drift, not defects", 100 * share)
@@ -85,14 +83,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _champion_scores(predictor: TorchPredictor, paths: list[Path]) -> NDArray[np.float64]:
-    scores: list[float] = []
-    for start in range(0, len(paths), _CHUNK):
-        pictures = [read_image(path) for path in paths[start : start + _CHUNK]]
-        scores += [prediction.score for prediction in predictor.predict(pictures)]
-    return np.asarray(scores, dtype=np.float64)
 
 
 def _outliers(images: pd.DataFrame, paths: list[Path], settings: ValidateSettings, who: str) -> pd.DataFrame:

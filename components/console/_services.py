@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tomlkit
 
-from components._cli import write_json, write_text
+from components._cli import write_json
 from components.airflow_env import airflow_environment, airflow_variables
 from components.config import PipelineConfig, load_config
 from components.console._airflow import start_airflow
@@ -27,6 +27,7 @@ from components.console._up import keep_up, mlflow_command, print_airflow
 from components.console._workspace import Workspace
 from components.contracts import Contract, from_json, to_json
 from components.errors import InputError, TransientError
+from components.files import write_file
 
 __all__ = ["Services", "configuration_on_services", "open_services", "up_services"]
 
@@ -215,7 +216,7 @@ def _workspace_on_services(workspace: Workspace, services: Services, home: Path)
     path = home / "pipeline.toml"
     config = configuration_on_services(workspace.config, services, home)
     header = f"# Written by `stlm up-services` from {workspace.config_path}: change that one, and start again.\n\n"
-    write_text(path, header + tomlkit.dumps(to_json(config)))
+    write_file(path, (header + tomlkit.dumps(to_json(config))).encode(), public=False)
     return replace(workspace, config_path=path, config=load_config(path), state=home)
 
 
@@ -229,7 +230,8 @@ def _write_environment(path: Path, ours: Workspace, services: Services, variable
         people=ours.approvers,
         services=variables,
     )
-    write_text(path, "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(own.items())))
+    lines = (f"export {name}={shlex.quote(value)}\n" for name, value in sorted(own.items()))
+    write_file(path, "".join(lines).encode(), public=False)
 
 
 def _ready(name: str, ready: Callable[[], bool], programs: Programs, where: str, log: Path) -> None:

@@ -1,19 +1,19 @@
 """Detectors that learn night by night, behind one interface: the product's own ways, and peers."""
 
-import copy
+import abc
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from stlm.bench.patchcore import PatchCore
 from stlm.bench.stfpm import Stfpm
 from stlm.calibration import calibrate_threshold
-from stlm.config import ModelConfig, RecipeConfig
+from stlm.config import RecipeConfig
 from stlm.config_isstad import AnyRecipe
 from stlm.data.synthesis import embedded_textures
 from stlm.errors import ConfigError
@@ -80,17 +80,48 @@ def _load(images: Sequence[NormalImage], size: tuple[int, int]) -> Normals:
     return load_normals([Path(image.path) for image in images], [image.sha256 for image in images], size)
 
 
-def _threshold(detector: Detector, held_out: Sequence[NormalImage]) -> float:
-    scores = score_images(detector, [Path(image.path) for image in held_out]).scores
-    return calibrate_threshold(scores, _FALSE_ALARM_RATE).threshold
+def _load_tensor(images: Sequence[NormalImage], size: tuple[int, int]) -> Tensor:
+    """``(N, 3, H, W)`` float32 in [0, 1]."""
+    return torch.from_numpy(_load(images, size).images).permute(0, 3, 1, 2) / 255.0
 
 
 @dataclass(kw_only=True)
-class StlmLearner:
+class _HoldsOut(abc.ABC):
+    """What all learners do alike: hold normals out of every night, and set the threshold by them."""
+
+    seed: int
+
+    def __post_init__(self) -> None:
+        self._held_out: tuple[NormalImage, ...] = ()
+        self._threshold = float("nan")
+
+    @abc.abstractmethod
+    def _train(self, training: Sequence[NormalImage], held_out: Sequence[NormalImage]) -> Detector:
+        """Learn a night's training images; ``held_out`` are those of the same night."""
+
+    def learn(self, night: Sequence[NormalImage]) -> None:
+        """See :class:`Learner`."""
+        training, held_out = split_held_out(night, share=_HELD_OUT_SHARE, seed=self.seed)
+        self._held_out = choose_replay((*self._held_out, *held_out), limit=_HELD_OUT_LIMIT, seed=self.seed)
+        scores = score_images(self._train(training, held_out), [Path(image.path) for image in self._held_out]).scores
+        self._threshold = calibrate_threshold(scores, _FALSE_ALARM_RATE).threshold
+
+    @property
+    def threshold(self) -> float:
+        """See :class:`Learner`."""
+        return self._threshold
+
+    @property
+    def replay_bytes(self) -> int:
+        """See :class:`Learner`."""
+        return 0
+
+
+@dataclass(kw_only=True)
+class StlmLearner(_HoldsOut):
     """The product's model and night, with the parts of a night that can be left out."""
 
     config: AnyRecipe
-    seed: int
     replay_images: int = 100
     updates: bool = True
     """False: whatever comes after the first night is ignored."""
@@ -98,18 +129,18 @@ class StlmLearner:
     """True: every night trains afresh on all normals so far."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._model: AnomalyModel | None = None
         self._memory: tuple[NormalImage, ...] = ()
-        self._held_out: tuple[NormalImage, ...] = ()
         self._all: tuple[NormalImage, ...] = ()
-        self._threshold = float("nan")
 
     def learn(self, night: Sequence[NormalImage]) -> None:
         """See :class:`Learner`."""
-        if self._model is not None and not self.updates:
-            return
-        training, held_out = split_held_out(night, share=_HELD_OUT_SHARE, seed=self.seed)
-        self._held_out = choose_replay((*self._held_out, *held_out), limit=_HELD_OUT_LIMIT, seed=self.seed)
+        if self._model is None or self.updates:
+            super().learn(night)
+
+    def _train(self, training: Sequence[NormalImage], held_out: Sequence[NormalImage]) -> AnomalyModel:
+        del held_out  # all nights' are wanted
         self._all = (*self._all, *training)
         has_parent = self._model is not None and not self.joint
         if self._model is None or self.joint:
@@ -126,18 +157,13 @@ class StlmLearner:
             seed=self.seed,
         )
         self._memory = choose_replay((*self._memory, *training), limit=self.replay_images, seed=self.seed)
-        self._threshold = _threshold(self._model, self._held_out)
+        return self._model
 
     @property
     def detector(self) -> AnomalyModel:
         """See :class:`Learner`."""
         assert self._model is not None
         return self._model
-
-    @property
-    def threshold(self) -> float:
-        """See :class:`Learner`."""
-        return self._threshold
 
     @property
     def replay_bytes(self) -> int:
@@ -147,79 +173,37 @@ class StlmLearner:
 
 
 @dataclass(kw_only=True)
-class PatchCoreLearner:
+class PatchCoreLearner(_HoldsOut):
     """The peer: one coreset of constant size, chosen anew every night from itself and the new patches."""
 
-    seed: int
     max_size: int = 15_000
     accumulate: bool = True
     """False: the bank is filled from the newest night alone."""
 
     def __post_init__(self) -> None:
-        self._model = PatchCore(seed=self.seed, max_size=self.max_size)
-        self._held_out: tuple[NormalImage, ...] = ()
-        self._threshold = float("nan")
+        super().__post_init__()
+        self.detector = PatchCore(seed=self.seed, max_size=self.max_size)
 
-    def learn(self, night: Sequence[NormalImage]) -> None:
-        """See :class:`Learner`."""
-        training, held_out = split_held_out(night, share=_HELD_OUT_SHARE, seed=self.seed)
-        self._held_out = choose_replay((*self._held_out, *held_out), limit=_HELD_OUT_LIMIT, seed=self.seed)
-        images = _load(training, self._model.image_size).images
+    def _train(self, training: Sequence[NormalImage], held_out: Sequence[NormalImage]) -> PatchCore:
+        del held_out
         if not self.accumulate:
-            self._model = PatchCore(seed=self.seed, max_size=self.max_size)
-        self._model.fit(torch.from_numpy(images).permute(0, 3, 1, 2) / 255.0)
-        self._threshold = _threshold(self._model, self._held_out)
-
-    @property
-    def detector(self) -> PatchCore:
-        """See :class:`Learner`."""
-        return self._model
-
-    @property
-    def threshold(self) -> float:
-        """See :class:`Learner`."""
-        return self._threshold
-
-    @property
-    def replay_bytes(self) -> int:
-        """See :class:`Learner`."""
-        return 0
+            self.detector = PatchCore(seed=self.seed, max_size=self.max_size)
+        self.detector.fit(_load_tensor(training, self.detector.image_size))
+        return self.detector
 
 
 @dataclass(kw_only=True)
-class StfpmLearner:
+class StfpmLearner(_HoldsOut):
     """The student-teacher peer; goes on from its last state on the newest night alone."""
 
-    seed: int
-
     def __post_init__(self) -> None:
-        self._model = Stfpm(seed=self.seed)
-        self._held_out: tuple[NormalImage, ...] = ()
-        self._threshold = float("nan")
+        super().__post_init__()
+        self.detector = Stfpm(seed=self.seed)
 
-    def learn(self, night: Sequence[NormalImage]) -> None:
-        """See :class:`Learner`."""
-        training, held_out = split_held_out(night, share=_HELD_OUT_SHARE, seed=self.seed)
-        self._held_out = choose_replay((*self._held_out, *held_out), limit=_HELD_OUT_LIMIT, seed=self.seed)
-        size = self._model.image_size
-        images, kept = (np.asarray(_load(chosen, size).images) for chosen in (training, held_out))
-        self._model.fit(*(torch.from_numpy(part).permute(0, 3, 1, 2) / 255.0 for part in (images, kept)))
-        self._threshold = _threshold(self._model, self._held_out)
-
-    @property
-    def detector(self) -> Stfpm:
-        """See :class:`Learner`."""
-        return self._model
-
-    @property
-    def threshold(self) -> float:
-        """See :class:`Learner`."""
-        return self._threshold
-
-    @property
-    def replay_bytes(self) -> int:
-        """See :class:`Learner`."""
-        return 0
+    def _train(self, training: Sequence[NormalImage], held_out: Sequence[NormalImage]) -> Stfpm:
+        size = self.detector.image_size
+        self.detector.fit(_load_tensor(training, size), _load_tensor(held_out, size))
+        return self.detector
 
 
 def _stlm(config: AnyRecipe) -> RecipeConfig:
@@ -228,8 +212,9 @@ def _stlm(config: AnyRecipe) -> RecipeConfig:
     return config
 
 
-def _with_model(config: AnyRecipe, change: Callable[[ModelConfig], ModelConfig]) -> RecipeConfig:
-    return replace(_stlm(config), model=change(_stlm(config).model))
+def _with_aggregation_only(any_config: AnyRecipe) -> RecipeConfig:
+    config = _stlm(any_config)
+    return replace(config, model=replace(config.model, maps=("aggregation",), map_weights=(), score_maps=()))
 
 
 def _with_distillation(config: AnyRecipe, weight: float) -> RecipeConfig:
@@ -254,10 +239,7 @@ STRATEGIES: dict[str, Callable[[AnyRecipe, int], Learner]] = {
     "replay-300": lambda config, seed: StlmLearner(config=config, seed=seed, replay_images=300),
     "distillation": lambda config, seed: StlmLearner(config=_with_distillation(config, 1.0), seed=seed),
     "averaging": lambda config, seed: StlmLearner(config=replace(_stlm(config), champion_share=0.5), seed=seed),
-    "aggregation-only": lambda config, seed: StlmLearner(
-        config=_with_model(config, lambda model: replace(model, maps=("aggregation",), map_weights=(), score_maps=())),
-        seed=seed,
-    ),
+    "aggregation-only": lambda config, seed: StlmLearner(config=_with_aggregation_only(config), seed=seed),
     "distribution-only": lambda config, seed: StlmLearner(config=_only(config, "distribution"), seed=seed),
     "coreset-only": lambda config, seed: StlmLearner(config=_only(config, "memory", memory_size=5000), seed=seed),
     "joint": lambda config, seed: StlmLearner(config=config, seed=seed, joint=True),
@@ -284,4 +266,4 @@ def learner(strategy: str, recipe_name: str, seed: int) -> Learner:
     """
     if strategy not in STRATEGIES:
         raise ConfigError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
-    return STRATEGIES[strategy](copy.deepcopy(recipe(recipe_name)), seed)
+    return STRATEGIES[strategy](recipe(recipe_name), seed)

@@ -4,8 +4,9 @@ Both verify the package's manifest before anything of it is loaded, and read the
 ONNX predictor does not import torch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -17,10 +18,12 @@ from stlm.errors import DataError, ExportError, WeightsError
 from stlm.nn.onnx_session import open_session
 from stlm.serving.package import ONNX_FILE, verify_package
 
-__all__ = ["OnnxPredictor", "Prediction", "Predictor", "TorchPredictor"]
+__all__ = ["OnnxPredictor", "Prediction", "Predictor", "TorchPredictor", "predict_files"]
 
 _BATCH = 8
 """Images of one size that go through the network together."""
+_IN_MEMORY = 4 * _BATCH
+"""Images of files that are decoded at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -44,6 +47,27 @@ class Predictor(Protocol):
 
     def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
         """Judge ``(H, W, 3)`` uint8 RGB images of any size, in order."""
+
+
+def predict_files(predictor: Predictor, paths: Iterable[Path]) -> Iterator[Prediction]:
+    """Judge image files, a few in memory at a time.
+
+    Args:
+        predictor: A loaded package.
+        paths: The files.
+
+    Yields:
+        One prediction per file, in order.
+
+    Raises:
+        DataError: A file cannot be decoded.
+        WeightsError: The model's output is not finite.
+    """
+    from stlm.data.transforms import read_image  # with torch, which a process that serves ONNX does without
+
+    rest = iter(paths)
+    while images := [read_image(path) for path in islice(rest, _IN_MEMORY)]:
+        yield from predictor.predict(images)
 
 
 def _check(images: Sequence[NDArray[np.uint8]]) -> None:

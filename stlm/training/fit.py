@@ -8,7 +8,7 @@ import copy
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from stlm.data.synthesis import FloatImage
 from stlm.models.isstad import Isstad
 from stlm.models.registry import AnomalyModel
 from stlm.models.two_stream import TwoStream
-from stlm.nn.encoders import PlainProjection
+from stlm.nn.encoders import Features, PlainProjection
 from stlm.nn.teachers import SamTeacher
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.isstad import fit_isstad
@@ -79,8 +79,10 @@ def fit(
         )
     state = checkpointer.load() if checkpointer is not None else None
     deadline = checkpointer.clock() + max_seconds if checkpointer is not None else math.inf
+    # The trunk is frozen: what a first night begins with is what it ends with.
+    new_features = functools.cache(functools.partial(trunk_features_of, model, new))
     if not has_parent and model.embedding is not None:
-        model.embedding.fit(trunk_features_of(model, new))
+        model.embedding.fit(new_features())
         with torch.no_grad():
             assert isinstance(model.plain, PlainProjection)
             model.plain.projection.weight.copy_(model.embedding.projection[:, :, None, None])
@@ -129,7 +131,7 @@ def fit(
     for name, value in _trained_state(model).items():
         if name in trained_before:
             value.lerp_(trained_before[name].to(value), model.config.champion_share)
-    _finish(model, new, held_out, seed)
+    _finish(model, new_features, held_out, seed)
     return FitResult(num_steps=total, curves=curves, complete=complete)
 
 
@@ -144,15 +146,15 @@ def _trained_state(model: TwoStream) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _finish(model: TwoStream, new: Normals, held_out: Normals, seed: int) -> None:
+def _finish(model: TwoStream, new_features: Callable[[], Features], held_out: Normals, seed: int) -> None:
     device = next(model.parameters()).device
     if model.distribution is not None:
-        features = tuple(level.float().to(device) for level in trunk_features_of(model, new))
-        model.distribution.update(model.standardise(features))
+        whole = tuple(level.float().to(device) for level in new_features())
+        model.distribution.update(model.standardise(whole))
     if model.memory is not None and model.embedding is not None:
         vectors: list[Tensor] = []
-        features = trunk_features_of(model, new)
-        for start in range(0, len(new), 16):
+        features = new_features()
+        for start in range(0, len(features[0]), 16):
             chunk = tuple(level[start : start + 16].float().to(device) for level in features)
             embedding = model.embedding(model.standardise(chunk))
             vectors.append(embedding.flatten(2).transpose(1, 2).reshape(-1, embedding.shape[1]).cpu())

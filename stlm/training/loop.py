@@ -12,7 +12,7 @@ from stlm.config import OptimConfig, StageConfig
 from stlm.config_isstad import IsstadStageConfig
 from stlm.losses import focal_loss, hidden_distance, level_distance
 from stlm.models.two_stream import Levels, TwoStream
-from stlm.nn.encoders import mask_features
+from stlm.nn.encoders import Features, mask_features
 from stlm.nn.teachers import Teacher
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.samples import Samples, TrainingBatch
@@ -108,15 +108,14 @@ def _draw(run: StageRun, rng: np.random.Generator) -> TrainingBatch:
     return TrainingBatch(corrupted, clean, torch.cat([p.mask for p in parts]), corrupted_targets, clean_targets)
 
 
-def _targets(run: StageRun, batch: TrainingBatch) -> tuple[Levels, Levels]:
-    if batch.clean_targets:
-        (first, second), (clean_first, clean_second) = batch.corrupted_targets, batch.clean_targets
-        return (first, second), (clean_first, clean_second)
+def _targets(run: StageRun, view: Features, kept: tuple[Tensor, ...]) -> Levels:
+    """The teacher's levels of a view, kept with the samples or made now."""
+    if kept:
+        return kept[0], kept[1]
     with torch.no_grad():
         if run.teacher is not None:
-            return run.teacher.levels(batch.corrupted[0]), run.teacher.levels(batch.clean[0])
-        standardise, levels = run.model.standardise, run.model.teacher_levels
-        return levels(standardise(batch.corrupted)), levels(standardise(batch.clean))
+            return run.teacher.levels(view[0])
+        return run.model.teacher_levels(run.model.standardise(view))
 
 
 def _masked_losses(run: StageRun, batch: TrainingBatch, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -128,12 +127,7 @@ def _masked_losses(run: StageRun, batch: TrainingBatch, rng: np.random.Generator
     for row in keep:
         row[rng.permutation(cells)[:hidden]] = False
     kept = torch.from_numpy(keep).view(-1, rows, columns).to(batch.mask.device)
-    targets: Levels
-    with torch.no_grad():
-        if batch.clean_targets:
-            targets = batch.clean_targets[0], batch.clean_targets[1]
-        else:
-            targets = run.teacher.levels(batch.clean[0]) if run.teacher is not None else run.model.teacher_levels(clean)
+    targets = _targets(run, batch.clean, batch.clean_targets)
     streams = run.model.streams(clean, mask_features(clean, kept))
     return {
         "masked_reconstruction": hidden_distance(streams.denoising, targets, kept),
@@ -152,14 +146,13 @@ def pixel_losses(run: StageRun, batch: TrainingBatch) -> dict[str, Tensor]:
         Loss by name, each a scalar; a step minimises their sum.
     """
     streams = run.model.streams(run.model.standardise(batch.corrupted))
-    corrupted_levels, clean_levels = _targets(run, batch)
     mask = batch.mask
     if mask.shape[-2:] != streams.logits.shape[-2:]:
         size = streams.logits.shape[-2:]
         mask = (nn.functional.interpolate(mask.unsqueeze(1), size=size, mode="bilinear") > 0.5).float().squeeze(1)
     losses = {
-        "plain": level_distance(streams.plain, corrupted_levels),
-        "denoising": level_distance(streams.denoising, clean_levels),
+        "plain": level_distance(streams.plain, _targets(run, batch.corrupted, batch.corrupted_targets)),
+        "denoising": level_distance(streams.denoising, _targets(run, batch.clean, batch.clean_targets)),
         "focal": focal_loss(streams.logits, mask),
         "l1": (streams.logits.sigmoid() - mask).abs().mean(),
     }

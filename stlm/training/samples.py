@@ -189,7 +189,7 @@ class Samples:
     def _fill(self, cache_dir: Path | None, label: str) -> _Bank:
         pairs = [(i, r) for r in range(self._repetitions) for i in range(len(self.normals))]
         shards: list[dict[str, Tensor] | Path] = []
-        identity = self._identity()
+        identity = "" if cache_dir is None else self._identity()
         for start in tqdm(range(0, len(pairs), _SHARD), desc=f"corrupt {label}", unit="shard", disable=None):
             path = None if cache_dir is None else cache_dir / f"{label}-{start:07d}.safetensors"
             if path is not None and path.exists() and _identity_of(path) == identity:

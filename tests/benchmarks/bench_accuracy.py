@@ -18,13 +18,14 @@ import pytest
 import torch
 
 from components.quickstart import materialise
+from stlm.bench.figures import judge
 from stlm.bench.patchcore import PatchCore
 from stlm.data.layout import GoldenSet, read_golden_set, read_train_normals
 from stlm.data.probes import draw_probes
 from stlm.data.synthesis import embedded_textures
-from stlm.data.transforms import read_image, read_mask
-from stlm.evaluation import Detector, ScoredImages, score_images
-from stlm.metrics import auroc, pixel_metrics
+from stlm.data.transforms import read_image
+from stlm.evaluation import Detector, score_images
+from stlm.metrics import auroc
 from stlm.models.isstad import Isstad
 from stlm.models.registry import AnomalyModel, build_model
 from stlm.models.two_stream import TwoStream
@@ -59,18 +60,10 @@ def _normals(paths: Sequence[Path], image_size: tuple[int, int]) -> Normals:
     return load_normals(paths, [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths], image_size)
 
 
-def _figures(golden: GoldenSet, scored: ScoredImages) -> list[str]:
-    labels = np.array([item.defect != "good" for item in golden.items])
-    figures = [f"{auroc(scored.scores, labels):.3f}"]
-    if not golden.has_masks:
-        return [*figures, "-", "-", "-"]
-    size = scored.maps.shape[1:]
-    masks = np.stack([
-        read_mask(item.mask_path, size) if item.mask_path is not None else np.zeros(size, dtype=np.bool_)
-        for item in golden.items
-    ])  # fmt: skip
-    pixels = pixel_metrics(scored.maps, masks)
-    return [*figures, f"{pixels.auroc:.3f}", f"{pixels.average_precision:.3f}", f"{pixels.pro:.3f}"]
+def _figures(detector: Detector, golden: GoldenSet) -> list[str]:
+    found = judge(detector, golden).figures
+    values = (found.image_auroc, found.pixel_auroc, found.pixel_ap, found.pro)
+    return ["-" if value is None else f"{value:.3f}" for value in values]
 
 
 def _train(model: AnomalyModel, fit_paths: Sequence[Path], held_paths: Sequence[Path]) -> float:
@@ -139,7 +132,6 @@ def _compare(name: str, train: Sequence[Path], golden: GoldenSet) -> None:
     order = sorted(train, key=lambda path: hashlib.sha256(path.read_bytes()).hexdigest())
     held_paths = order[: round(HELD_OUT_SHARE * len(order))]
     fit_paths = order[len(held_paths) :]
-    images = [item.path for item in golden.items]
     rows = [list(HEADINGS)]
     peer = PatchCore(seed=SEED)
     pixels = torch.from_numpy(_normals([*fit_paths, *held_paths], (256, 256)).images).permute(0, 3, 1, 2) / 255.0
@@ -147,15 +139,15 @@ def _compare(name: str, train: Sequence[Path], golden: GoldenSet) -> None:
     peer.fit(pixels)
     seconds = time.perf_counter() - started
     size = _num_values(peer.trunk) + peer.bank.numel()
-    rows.append(["PatchCore", *_figures(golden, score_images(peer, images)), "-", *_cost(peer, size, seconds)])
+    rows.append(["PatchCore", *_figures(peer, golden), "-", *_cost(peer, size, seconds)])
     model = build_model(lite(), seed=SEED)
     seconds = _train(model, fit_paths, held_paths)
     for label, variant in _variants(model).items():
-        figures = _figures(golden, score_images(variant, images))
+        figures = _figures(variant, golden)
         cost = _cost(variant, _num_values(variant), seconds)
         rows.append([label, *figures, _probe_auroc(variant, held_paths), *cost])
     rows += _isstad_rows(fit_paths, held_paths, golden)
-    counts = f"{len(train)} normals, {len(images)} test images, seed {SEED}, {torch.get_num_threads()} threads"
+    counts = f"{len(train)} normals, {len(golden.items)} test images, seed {SEED}, {torch.get_num_threads()} threads"
     _table(f"{name}: {counts}", rows)
 
 
@@ -165,7 +157,7 @@ def _isstad_rows(fit_paths: Sequence[Path], held_paths: Sequence[Path], golden: 
     seconds = _train(model, fit_paths, held_paths)
     rows = []
     for label, network in {"ISSTAD (small)": model, "  map scaled per image": _per_image(model)}.items():
-        figures = _figures(golden, score_images(network, [item.path for item in golden.items]))
+        figures = _figures(network, golden)
         cost = _cost(network, _num_values(network), seconds)
         rows.append([label, *figures, _probe_auroc(network, held_paths), *cost])
     return rows

@@ -104,6 +104,12 @@ def test_the_third_night_is_judged_against_the_champion_and_an_older_anchor(
     rules = {reason["rule"]: reason["verdict"] for reason in third["gate"]["reasons"]}
     assert {"champion image_auroc", "anchor image_auroc", "forgetting", "latency"} <= set(rules)
     assert "ERROR" not in rules.values(), third["gate"]["reasons"]
+    page = Path(third["report"]["page_path"]).read_text(encoding="utf-8")
+    section = page[page.index('<section id="nights">') : page.index('<section id="images">')]
+    # Two grids of three models: each on its own night and those before it, and the champions on the next one.
+    assert all(section.count(words) == 2 for words in ("v1 promoted", "v2 promoted", f'scope="row">{NIGHTS[2]}'))
+    assert section.count("<td></td>") == 2
+    assert "Forgetting: " in section
 
 
 @pytest.mark.slow

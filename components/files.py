@@ -7,12 +7,13 @@ from pathlib import Path
 __all__ = ["write_file"]
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` atomically, readable by everyone; folders are made.
+def write_file(path: Path, content: bytes, *, public: bool = True) -> None:
+    """Write ``content`` to ``path`` atomically; folders are made.
 
     Args:
         path: The file.
         content: All of it.
+        public: Whether everyone who can reach the folder may read it, or its owner alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
@@ -21,7 +22,8 @@ def write_file(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o644)
+        if public:
+            Path(name).chmod(0o644)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
