@@ -34,6 +34,9 @@ os.environ |= {
     "GIT_COMMITTER_NAME": "Tests",
     "GIT_COMMITTER_EMAIL": "tests@example.com",
 }
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers that each take every core for one tensor wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ |= airflow_environment(_HOME / "airflow", repository_root() / "infra" / "quickstart.toml", scheduled=False)
 
 

@@ -230,7 +230,7 @@ def _write_environment(path: Path, ours: Workspace, services: Services, variable
         people=ours.approvers,
         services=variables,
     )
-    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(own.items())]
+    lines = (f"export {name}={shlex.quote(value)}\n" for name, value in sorted(own.items()))
     write_file(path, "".join(lines).encode(), public=False)
 
 
