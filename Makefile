@@ -55,8 +55,8 @@ doctor: setup ## Check the installation and the stores
 report: setup ## Where the newest night's page is
 	@$(STLM) report
 
-test: setup ## The tests
-	.venv/bin/python -m pytest
+test: setup ## The tests, on up to four cores
+	.venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-slow: setup ## The tests of more than a minute each
 	.venv/bin/python -m pytest -m slow
