@@ -37,8 +37,8 @@ def lite() -> RecipeConfig:
 
     Left out: a deeper level for the image score (``distribution_taps``, block 15) and the 30 highest positions instead
     of 10 raised the image AUROC there by 0.005 and 0.003, but lowered that of the quick start by 0.003 and 0.001. A
-    finer level for the map (block 2) raised the pixel AP of defects drawn on held-out normals (solar cells .343 to .362,
-    magnetic tiles .166 to .176, bottles .448 to .494), but lowered that of true defects of the tiles by 0.01.
+    finer level for the map (block 2) raised the pixel AP of defects drawn on held-out normals (solar cells from 0.343
+    to 0.362, tiles from 0.166 to 0.176, bottles from 0.448 to 0.494), but lowered that of the tiles' true ones by 0.01.
     """
     streams = OptimConfig(
         streams_lr=1e-3,
