@@ -42,7 +42,8 @@ def undisturbed(place: Path) -> dict[str, Any]:
     world = _new_world(place)
     end = night_apart(world.config_path, NIGHTS[0])
     assert (end["champion"], end["versions"], end["commits"]) == (1, 1, [1])
-    return end
+    # A process that has trained before rounds a map's last digit otherwise than a fresh one.
+    return end | {"metrics": pytest.approx(end["metrics"], abs=1e-6)}
 
 
 @pytest.mark.chaos(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from components._promotion.candidate import check_attested
 from components._promotion.desk import open_desk
 from components.config import MlflowSettings, PromoteSettings
 from components.promote import PromoteInputs, promote
@@ -99,11 +100,15 @@ def test_of_twenty_processes_on_postgresql_and_s3_exactly_one_wins(
 def test_the_whole_step_killed_at_any_boundary_ends_in_one_version_one_move_one_commit(tmp_path: Path) -> None:
     def state(root: Path, mlflow: MlflowSettings) -> dict[str, object]:
         client = MlflowClient(tracking_uri=mlflow.tracking_uri, registry_uri=mlflow.tracking_uri)
-        chain, posted = open_desk(KEY, work_dir=str(root / "work"), mlflow=mlflow, settings=PromoteSettings()).look()
+        desk = open_desk(KEY, work_dir=str(root / "work"), mlflow=mlflow, settings=PromoteSettings())
+        chain, posted = desk.look()
         commits = [entry.body for entry in chain.entries if entry.kind == "commit"]
         assert posted.tags["stlm.ledger_head"] == chain.head
+        versions = client.search_model_versions(f"name = '{NAME}'")
+        assert all(check_attested(desk, int(version.version)) for version in versions)
         return {
-            "versions": [dict(version.tags) for version in client.search_model_versions(f"name = '{NAME}'")],
+            # Each world makes a key of its own, so that the signed word is another one.
+            "versions": [dict(version.tags) | {"stlm.attestation_sha256": ""} for version in versions],
             "aliases": dict(posted.aliases),
             "commits": [{name: value for name, value in body.items() if name != "intent"} for body in commits],
             "runs": len(client.search_runs([e.experiment_id for e in client.search_experiments()])),
