@@ -6,7 +6,7 @@ import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from components._promotion.bill_of_materials import SBOM_FILE, bill_of_materials
 from components._promotion.desk import Desk
@@ -18,6 +18,7 @@ from components.contracts import (
     EvaluationRef,
     Fence,
     GateDecision,
+    ModelRef,
     PackageRef,
     RunRef,
     ValidationRef,
@@ -29,7 +30,16 @@ from stlm.errors import StlmError, WeightsError
 from stlm.serving.attestation import ATTESTATION_FILE, attest, verified_statement
 from stlm.serving.package import verify_package
 
-__all__ = ["Judged", "check_attested", "check_binding", "check_version", "note_verdict", "read_record", "register"]
+__all__ = [
+    "Attested",
+    "Judged",
+    "check_attested",
+    "check_binding",
+    "check_version",
+    "note_verdict",
+    "read_record",
+    "register",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +59,15 @@ class Judged:
     validation: ValidationRef
     evaluation: EvaluationRef
     candidate: CandidateRef
+
+
+class Attested(NamedTuple):
+    """A trusted key's word for a package."""
+
+    signer: str
+    """Id of the key."""
+    digest: str
+    """The package's."""
 
 
 def check_binding(judged: Judged) -> Calibration:
@@ -118,17 +137,17 @@ def register(
     )
     package_dir = Path(judged.package.package_dir)
     record["load_check"] = {"num_golden_images": check_loads(package_dir, scores_needed=True)}
-    version = desk.registry.register(
+    registered = desk.registry.register(
         judged.run.key,
         judged.package,
         run_id=run_id,
         tags=_tags(judged, calibration.threshold),
         attachments={**_attested(desk, judged.package, record), SBOM_FILE: sbom},
         fence=fence,
-    ).version
-    check_attested(desk, version)
-    _check_served_signature(desk, version, package_dir)
-    return version, record
+    )
+    check_attested(desk, registered)
+    _check_served_signature(desk, registered.version, package_dir)
+    return registered.version, record
 
 
 def note_verdict(desk: Desk, judged: Judged, calibration: Calibration, version: int, record: dict[str, Any]) -> None:
@@ -165,8 +184,9 @@ def check_version(desk: Desk, version: int, *, scores_needed: bool) -> None:
             says something else.
         TransientError: MLflow cannot be reached.
     """
-    package_dir = Path(desk.registry.version(desk.key, version).package_dir)
-    check_attested(desk, version, needed=scores_needed)
+    registered = desk.registry.version(desk.key, version)
+    package_dir = Path(registered.package_dir)
+    check_attested(desk, registered, needed=scores_needed)
     check_loads(package_dir, scores_needed=scores_needed)
     _check_served_signature(desk, version, package_dir)
 
@@ -199,29 +219,29 @@ def read_record(desk: Desk, version: int) -> dict[str, Any]:
     return record
 
 
-def check_attested(desk: Desk, version: int, *, needed: bool = True) -> str:
+def check_attested(desk: Desk, registered: ModelRef, *, needed: bool = True) -> Attested | None:
     """See, without asking anybody, that a trusted key vouches for a version's package and the record of its judgement.
 
     Args:
         desk: The key's desk.
-        version: The version.
+        registered: The version, as the registry gives it.
         needed: Whether a version that was registered without an attestation is refused.
 
     Returns:
-        The id of a key that vouches for it; empty where none is needed.
+        Who vouches for what; ``None`` where there is no attestation and none is needed.
 
     Raises:
         InputError: There is none, it is not by a trusted key, or it is about something else.
         TransientError: MLflow cannot be reached.
     """
-    name = f"version {version} of {desk.key.registered_model}"
+    version, name = registered.version, f"version {registered.version} of {registered.name}"
     envelope = desk.registry.attachment(desk.key, version, ATTESTATION_FILE)
     if envelope is None:
         if needed:
             raise InputError(f"{name} was registered without an attestation: nobody vouches for it")
-        return ""
+        return None
     try:
-        digest = verify_package(Path(desk.registry.version(desk.key, version).package_dir))
+        digest = verify_package(Path(registered.package_dir))
         statement = verified_statement(envelope, desk.signing.trusted(), digest=digest)
     except WeightsError as error:
         raise InputError(f"{name}: {error}") from error
@@ -230,7 +250,7 @@ def check_attested(desk: Desk, version: int, *, needed: bool = True) -> str:
     said, there = (predicate["model_key"], predicate["record_sha256"]), (desk.key.slug, _sha256(record))
     if said != there:
         raise InputError(f"{name}: attested are key and record {said}, here are {there}")
-    return str(json.loads(envelope)["signatures"][0]["keyid"])
+    return Attested(signer=str(json.loads(envelope)["signatures"][0]["keyid"]), digest=digest)
 
 
 def _attested(desk: Desk, package: PackageRef, record: dict[str, Any]) -> dict[str, bytes]:

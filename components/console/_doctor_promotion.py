@@ -85,15 +85,15 @@ def _signature(desk: Desk) -> str:
     if standing.champion is None:
         return "nobody to vouch for yet"
     try:
-        signer = check_attested(desk, standing.champion, needed=False)
+        attested = check_attested(desk, desk.registry.version(desk.key, standing.champion), needed=False)
     except InputError as error:
         raise ProblemError(
             what=str(error),
             remedy="see promote.signing_key and promote.trusted_keys; or take back with `stlm rollback`",
         ) from error
-    if not signer:
+    if attested is None:
         return f"{spoken(standing.champion)} is from before packages were signed"
-    return f"{spoken(standing.champion)} is signed by key {signer[:16]}"
+    return f"{spoken(standing.champion)} is signed by key {attested.signer[:16]}"
 
 
 def _lease(desk: Desk) -> str:

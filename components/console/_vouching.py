@@ -1,13 +1,9 @@
 """``stlm verify``: does a trusted key vouch for a version?"""
 
-from pathlib import Path
-
 from components._promotion.candidate import check_attested
 from components.console._ledger import desk_of
 from components.console._workspace import Workspace
 from components.errors import InputError
-from stlm.errors import WeightsError
-from stlm.serving.package import verify_package
 
 __all__ = ["verify_version"]
 
@@ -34,12 +30,9 @@ def verify_version(workspace: Workspace, *, key: str, version: int | None) -> in
         version = None if posted is None else posted.aliases.get(desk.alias)
         if version is None:
             raise InputError(f"{name} has no champion")
-    package = desk.registry.version(desk.key, version).package_dir
-    try:
-        digest = verify_package(Path(package))
-    except WeightsError as error:
-        raise InputError(str(error)) from error
-    signer = check_attested(desk, version)
+    registered = desk.registry.version(desk.key, version)
+    attested = check_attested(desk, registered)
+    assert attested is not None
     print(f"version {version} of {name}: every file as it was sealed, signed by a trusted key")
-    print(f"  package  {digest}\n  key      {signer}\n  files    {package}")
+    print(f"  package  {attested.digest}\n  key      {attested.signer}\n  files    {registered.package_dir}")
     return 0

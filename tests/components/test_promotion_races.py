@@ -105,7 +105,7 @@ def test_the_whole_step_killed_at_any_boundary_ends_in_one_version_one_move_one_
         commits = [entry.body for entry in chain.entries if entry.kind == "commit"]
         assert posted.tags["stlm.ledger_head"] == chain.head
         versions = client.search_model_versions(f"name = '{NAME}'")
-        assert all(check_attested(desk, int(version.version)) for version in versions)
+        assert all(check_attested(desk, desk.registry.version(KEY, int(version.version))) for version in versions)
         return {
             # Each world makes a key of its own, so that the signed word is another one.
             "versions": [dict(version.tags) | {"stlm.attestation_sha256": ""} for version in versions],
