@@ -11,7 +11,7 @@ from components._cli import write_json
 from components.console._processes import port_is_free
 from components.errors import InputError
 
-__all__ = ["S3Service", "free_ports"]
+__all__ = ["S3Service", "client_of", "free_ports"]
 
 _HOST = "127.0.0.1"
 _GRPC_OFFSET = 10_000
@@ -26,6 +26,21 @@ def free_ports(count: int) -> list[int]:
         if port not in found and port_is_free(port) and port_is_free(port + _GRPC_OFFSET):
             found.append(port)
     return found
+
+
+def client_of(endpoint_url: str, access_key: str, secret_key: str) -> Any:
+    """A boto3 client of a server nearby, which gives up soon."""
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint_url,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        region_name="us-east-1",
+        config=Config(connect_timeout=2, read_timeout=10, retries={"max_attempts": 1}),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,17 +100,7 @@ class S3Service:
 
     def client(self) -> Any:
         """A boto3 client that gives up soon."""
-        import boto3
-        from botocore.config import Config
-
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            region_name="us-east-1",
-            config=Config(connect_timeout=2, read_timeout=10, retries={"max_attempts": 1}),
-        )
+        return client_of(self.endpoint_url, self.access_key, self.secret_key)
 
     def stores(self, bucket: str) -> bool:
         """Whether the bucket is there, made now if need be, and takes an object: it answers before it can."""

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
-from botocore.config import Config
-
-from components.console._s3_service import S3Service, free_ports
+from components.console._s3_service import S3Service, client_of, free_ports
 
 __all__ = ["S3Server", "s3_server"]
 
@@ -42,14 +39,7 @@ class S3Server:
 
     def client(self) -> Any:
         """A boto3 client of this server."""
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            region_name="us-east-1",
-            config=Config(connect_timeout=2, read_timeout=10, retries={"max_attempts": 1}),
-        )
+        return client_of(self.endpoint_url, self.access_key, self.secret_key)
 
     def make_bucket(self, name: str) -> str:
         """Create an empty bucket; returns ``s3://<name>``."""
