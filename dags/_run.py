@@ -36,6 +36,7 @@ __all__ = [
     "current_fence",
     "failures_of",
     "person_params",
+    "retrying",
     "signed",
 ]
 
@@ -181,11 +182,15 @@ def _task_of(
         "task_id": function.__name__,
         "doc_md": function.__doc__,
         "multiple_outputs": False,
-        "retries": schedule.retries,
-        "retry_delay": dt.timedelta(seconds=schedule.retry_delay_s),
+        **retrying(schedule),
     }
     decorated: Callable[..., Any] = task(**(options | more))(body)
     return decorated
+
+
+def retrying(schedule: ScheduleSettings) -> dict[str, Any]:
+    """A task's options that say how often it tries again after an error that may pass."""
+    return {"retries": schedule.retries, "retry_delay": dt.timedelta(seconds=schedule.retry_delay_s)}
 
 
 def by_hand(schedule: ScheduleSettings, **task_options: Any) -> Callable[[Callable[[Json], Contract]], Any]:

@@ -22,7 +22,6 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from components.config import ModelSettings, PipelineConfig, ScheduleSettings
 from components.contracts import (
-    ANCHOR_ALIAS,
     Approval,
     BatchRef,
     CandidateRef,
@@ -37,10 +36,11 @@ from components.contracts import (
     ShadowRef,
     ValidationRef,
 )
+from components.night_inputs import NightInputs
 from dags import _replayed as replayed
 from dags._metrics import night_ended
 from dags._notification import BEFORE_REPORT, notify_task
-from dags._run import Json, Step, configuration, current_fence, failures_of
+from dags._run import Json, Step, configuration, current_fence, failures_of, retrying
 
 
 def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
@@ -53,8 +53,11 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
     Returns:
         The DAG.
     """
-    paths, mlflow, key = config.paths, config.mlflow, model.key
-    step = Step(key, paths.work_dir, config.schedule, config.promote)
+    key = model.key
+    step = Step(key, config.paths.work_dir, config.schedule, config.promote)
+
+    def inputs(run: RunRef) -> NightInputs:
+        return NightInputs(config=config, model=model, run=run)
 
     @step()
     def collect(run: RunRef) -> Contract:
@@ -63,14 +66,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
 
         if run.backfill:
             return replayed.collect(config, model, run)
-        return component.collect(
-            component.CollectInputs(
-                run=run,
-                landing=paths.landing,
-                s3_endpoint_url=paths.s3_endpoint_url,
-                settings=config.collect,
-            )
-        )
+        return component.collect(inputs(run).collect())
 
     @step(pool="dvc")
     def version(run: RunRef, collected: Json) -> Contract:
@@ -82,16 +78,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         batch = BatchRef.from_json(collected["batch"])
         if run.backfill:
             return replayed.version(config, run, batch, current_fence())
-        return component.version(
-            component.VersionInputs(
-                run=run,
-                batch=batch,
-                data_repo=paths.data_repo,
-                dvc_remote=paths.dvc_remote,
-                s3_endpoint_url=paths.s3_endpoint_url,
-            ),
-            fence=current_fence(),
-        )
+        return component.version(inputs(run).version(batch), fence=current_fence())
 
     @step()
     def validate(run: RunRef, dataset: Json) -> Contract:
@@ -99,19 +86,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         from components import validate as component
 
         return component.validate(
-            component.ValidateInputs(
-                run=run,
-                dataset=DatasetRef.from_json(dataset),
-                dvc_remote=paths.dvc_remote,
-                s3_endpoint_url=paths.s3_endpoint_url,
-                golden=model.golden,
-                mlflow=mlflow,
-                settings=config.validate,
-                champion_alias=config.promote.alias,
-                anchor_alias=ANCHOR_ALIAS,
-                zero_shot=config.zero_shot,
-                parent=replayed.parent(run) if run.backfill else None,
-            )
+            inputs(run).validate(DatasetRef.from_json(dataset), parent=replayed.parent(run) if run.backfill else None)
         )
 
     @step(pool="gpu")
@@ -120,15 +95,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         from components import fine_tune as component
 
         return component.fine_tune(
-            component.FineTuneInputs(
-                run=run,
-                dataset=DatasetRef.from_json(dataset),
-                validation=ValidationRef.from_json(validation),
-                dvc_remote=paths.dvc_remote,
-                s3_endpoint_url=paths.s3_endpoint_url,
-                recipe=model.recipe,
-                settings=config.fine_tune,
-            )
+            inputs(run).fine_tune(DatasetRef.from_json(dataset), ValidationRef.from_json(validation))
         )
 
     @step()
@@ -136,16 +103,9 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         """Measure candidate, champion and anchor on the golden set, in one run."""
         from components import evaluate as component
 
+        judges = replayed.judged_against(run, validation)
         return component.evaluate(
-            component.EvaluateInputs(
-                run=run,
-                candidate=CandidateRef.from_json(candidate),
-                champion=replayed.judged_against(run, validation).champion,
-                anchor=replayed.judged_against(run, validation).anchor,
-                golden=model.golden,
-                settings=config.evaluate,
-                validate=config.validate,
-            )
+            inputs(run).evaluate(CandidateRef.from_json(candidate), champion=judges.champion, anchor=judges.anchor)
         )
 
     @step()
@@ -154,13 +114,10 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         from components import export as component
 
         return component.export(
-            component.ExportInputs(
-                run=run,
-                candidate=CandidateRef.from_json(candidate),
-                evaluation=EvaluationRef.from_json(evaluation),
+            inputs(run).export(
+                CandidateRef.from_json(candidate),
+                EvaluationRef.from_json(evaluation),
                 champion=replayed.judged_against(run, validation).champion,
-                golden=model.golden,
-                settings=config.export,
             )
         )
 
@@ -169,16 +126,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         """Judge the package: floors, and non-inferiority against champion and anchor."""
         from components import gate as component
 
-        return component.gate(
-            component.GateInputs(
-                run=run,
-                evaluation=EvaluationRef.from_json(evaluation),
-                package=PackageRef.from_json(package),
-                golden=model.golden,
-                settings=config.gate,
-                export=config.export,
-            )
-        )
+        return component.gate(inputs(run).gate(EvaluationRef.from_json(evaluation), PackageRef.from_json(package)))
 
     @step(pool="promotion")
     def promote(
@@ -195,19 +143,14 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         from components import promote as component
 
         return component.promote(
-            component.PromoteInputs(
-                run=run,
+            inputs(run).promote(
                 package=PackageRef.from_json(package),
                 decision=GateDecision.from_json(decision),
                 dataset=DatasetRef.from_json(dataset),
                 validation=ValidationRef.from_json(validation),
                 evaluation=EvaluationRef.from_json(evaluation),
                 candidate=CandidateRef.from_json(candidate),
-                mlflow=mlflow,
-                settings=config.promote,
-                approvers=model.approvers,
                 approval=None if approval is None else Approval.from_json(approval),
-                shadow_nights=model.shadow_nights,
             ),
             fence=current_fence(),
         )
@@ -280,21 +223,8 @@ def _shadow(step: Step, config: PipelineConfig, model: ModelSettings) -> Any:
 
         if run.backfill:
             return ShadowRef(outcome="NO_CHALLENGER", challenger=None, champion=None, detail="a replay has none")
-        return component.shadow(
-            component.ShadowInputs(
-                run=run,
-                dataset=DatasetRef.from_json(dataset),
-                validation=ValidationRef.from_json(validation),
-                dvc_remote=config.paths.dvc_remote,
-                s3_endpoint_url=config.paths.s3_endpoint_url,
-                golden=model.golden,
-                mlflow=config.mlflow,
-                settings=config.promote,
-                nights=model.shadow_nights,
-                min_agreement=model.shadow_min_agreement,
-                max_alarm_rate=model.shadow_alarm_rate,
-            )
-        )
+        inputs = NightInputs(config=config, model=model, run=run)
+        return component.shadow(inputs.shadow(DatasetRef.from_json(dataset), ValidationRef.from_json(validation)))
 
     return shadow
 
@@ -308,16 +238,8 @@ def _report(step: Step, config: PipelineConfig, model: ModelSettings) -> Any:
         from components import report as component
 
         fields = _report_fields(*outputs)
-        page = component.report(
-            component.ReportInputs(
-                run=run,
-                **fields,
-                failures=failures_of(run, BEFORE_REPORT),
-                golden=model.golden,
-                mlflow=config.mlflow,
-                settings=config.report,
-            )
-        )
+        inputs = NightInputs(config=config, model=model, run=run)
+        page = component.report(inputs.report(fields, failures=failures_of(run, BEFORE_REPORT)))
         if run.backfill and fields["promotion"] is not None:
             replayed.close(run, fields)
         if not run.backfill:
@@ -342,8 +264,7 @@ def _approval(schedule: ScheduleSettings, model: ModelSettings, package: Any, de
         model=model.key.registered_model,
         package=package,
         decision=decision,
-        retries=schedule.retries,
-        retry_delay=dt.timedelta(seconds=schedule.retry_delay_s),
+        **retrying(schedule),
     ).output
 
 

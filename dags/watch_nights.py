@@ -15,7 +15,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from components.config import PipelineConfig, ScheduleSettings
 from components.contracts import RunRef
-from dags._run import Json, configuration
+from dags._run import Json, configuration, retrying
 
 __all__ = ["night_before", "watch_nights"]
 
@@ -40,7 +40,6 @@ def watch_nights(config: PipelineConfig) -> DAG:
     schedule, deadline = config.schedule, config.alerts.training_deadline
     hour, minute = deadline.split(":")
 
-    @task(retries=schedule.retries, retry_delay=dt.timedelta(seconds=schedule.retry_delay_s))
     def watch() -> Json:
         """Tell of every key whose night is not trained."""
         from components import watch as component
@@ -84,7 +83,7 @@ def watch_nights(config: PipelineConfig) -> DAG:
         },
         tags=["watch_nights"],
     ) as dag:
-        watch()
+        task(**retrying(schedule))(watch)()
     return dag
 
 

@@ -11,30 +11,17 @@ from components._backfill.chain import Replayed
 from components._backfill.opening import close_night, collect_again, open_night, version_again
 from components.collect import CollectOutputs
 from components.config import ModelSettings, PipelineConfig
-from components.contracts import (
-    ANCHOR_ALIAS,
-    CandidateRef,
-    Contract,
-    DatasetRef,
-    EvaluationRef,
-    Fence,
-    GateDecision,
-    PackageRef,
-    Parent,
-    PromotionRef,
-    ReportRef,
-    RunRef,
-    ValidationRef,
-)
+from components.contracts import Contract, DatasetRef, Fence, Parent, RunRef
 from components.errors import InputError
-from components.evaluate import EvaluateInputs, evaluate
-from components.export import ExportInputs, export
-from components.fine_tune import FineTuneInputs, fine_tune
-from components.gate import GateInputs, gate
+from components.evaluate import evaluate
+from components.export import export
+from components.fine_tune import fine_tune
+from components.gate import gate
+from components.night_inputs import NightInputs
 from components.night_record import StepRecord, begin_step, write_record
-from components.promote import PromoteInputs, promote
-from components.report import ReportInputs, report
-from components.validate import ValidateInputs, validate
+from components.promote import promote
+from components.report import report
+from components.validate import validate
 
 __all__ = ["BadNightError", "replay_night"]
 
@@ -97,8 +84,8 @@ def replay_night(config: PipelineConfig, model: ModelSettings, run: RunRef, fenc
     opening = open_night(config, model, run)
     if opening is None:
         raise BadNightError(f"night {run.partition} is not in the data repository any more")
-    night, paths, mlflow = _Night(config=config, model=model, run=run, fence=fence), config.paths, config.mlflow
-    remote: dict[str, str] = {"dvc_remote": paths.dvc_remote, "s3_endpoint_url": paths.s3_endpoint_url}
+    night = _Night(config=config, model=model, run=run, fence=fence)
+    inputs = NightInputs(config=config, model=model, run=run)
 
     def collect() -> CollectOutputs:
         return collect_again(config, run, opening)
@@ -107,111 +94,26 @@ def replay_night(config: PipelineConfig, model: ModelSettings, run: RunRef, fenc
     assert collected.batch is not None
     batch = collected.batch
     dataset: DatasetRef = night.step("version", lambda: version_again(config, run, opening, batch, fence))
-    validation: ValidationRef = night.step(
-        "validate",
-        lambda: validate(
-            ValidateInputs(
-                run=run,
-                dataset=dataset,
-                golden=model.golden,
-                mlflow=mlflow,
-                settings=config.validate,
-                champion_alias=config.promote.alias,
-                anchor_alias=ANCHOR_ALIAS,
-                zero_shot=config.zero_shot,
-                parent=Parent(model=opening.parent),
-                **remote,
-            )
-        ),
+    parent = Parent(model=opening.parent)
+    validation = night.step("validate", lambda: validate(inputs.validate(dataset, parent=parent)))
+    candidate = night.step("fine_tune", lambda: fine_tune(inputs.fine_tune(dataset, validation)))
+    evaluation = night.step(
+        "evaluate", lambda: evaluate(inputs.evaluate(candidate, champion=opening.champion, anchor=opening.anchor))
     )
-    candidate: CandidateRef = night.step(
-        "fine_tune",
-        lambda: fine_tune(
-            FineTuneInputs(
-                run=run,
-                dataset=dataset,
-                validation=validation,
-                recipe=model.recipe,
-                settings=config.fine_tune,
-                **remote,
-            )
-        ),
-    )
-    evaluation: EvaluationRef = night.step(
-        "evaluate",
-        lambda: evaluate(
-            EvaluateInputs(
-                run=run,
-                candidate=candidate,
-                champion=opening.champion,
-                anchor=opening.anchor,
-                golden=model.golden,
-                settings=config.evaluate,
-                validate=config.validate,
-            )
-        ),
-    )
-    package: PackageRef = night.step(
-        "export",
-        lambda: export(
-            ExportInputs(
-                run=run,
-                candidate=candidate,
-                evaluation=evaluation,
-                champion=opening.champion,
-                golden=model.golden,
-                settings=config.export,
-            )
-        ),
-    )
-    decision: GateDecision = night.step(
-        "gate",
-        lambda: gate(
-            GateInputs(
-                run=run,
-                evaluation=evaluation,
-                package=package,
-                golden=model.golden,
-                settings=config.gate,
-                export=config.export,
-            )
-        ),
-    )
-    promotion: PromotionRef = night.step(
-        "promote",
-        lambda: promote(
-            PromoteInputs(
-                run=run,
-                package=package,
-                decision=decision,
-                dataset=dataset,
-                validation=validation,
-                evaluation=evaluation,
-                candidate=candidate,
-                mlflow=mlflow,
-                settings=config.promote,
-            ),
-            fence=fence,
-        ),
-    )
-    page: ReportRef = night.step(
+    package = night.step("export", lambda: export(inputs.export(candidate, evaluation, champion=opening.champion)))
+    decision = night.step("gate", lambda: gate(inputs.gate(evaluation, package)))
+    evidence: dict[str, Any] = {
+        "dataset": dataset,
+        "validation": validation,
+        "candidate": candidate,
+        "evaluation": evaluation,
+        "package": package,
+        "decision": decision,
+    }
+    promotion = night.step("promote", lambda: promote(inputs.promote(**evidence), fence=fence))
+    page = night.step(
         "report",
-        lambda: report(
-            ReportInputs(
-                run=run,
-                collect=collected.to_json(),
-                dataset=dataset,
-                validation=validation,
-                candidate=candidate,
-                evaluation=evaluation,
-                package=package,
-                decision=decision,
-                promotion=promotion,
-                golden=model.golden,
-                mlflow=mlflow,
-                settings=config.report,
-            )
-        ),
+        lambda: report(inputs.report({"collect": collected.to_json(), **evidence, "promotion": promotion})),
     )
     logger.info("backfill=%s night=%s page=%s", run.backfill, run.partition, page.page_path)
     shutil.rmtree(run.run_dir / "collect", ignore_errors=True)  # they are in the data repository

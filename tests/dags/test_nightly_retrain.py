@@ -1,9 +1,6 @@
 """The wiring: what depends on what, when it runs, and what reading the file costs."""
 
-import ast
-import dataclasses
 import datetime as dt
-import importlib
 import json
 import os
 import subprocess
@@ -19,7 +16,7 @@ from components.config import MlflowSettings, load_config
 from components.contracts import Approval, Verdict
 from components.night_record import STEPS
 from dags._approval import AskApprovers
-from dags.nightly_retrain import _report_fields, nightly_retrain
+from dags.nightly_retrain import nightly_retrain
 from tests.helpers.promotion import inputs_for
 from tests.helpers.tiny_nights import make_tiny_world
 
@@ -163,19 +160,3 @@ def test_one_dag_per_model_key_comes_out_of_the_configuration(tmp_path: Path) ->
     assert dag_ids == ["nightly_retrain.tiles.line1.cam1", "nightly_retrain.tiles.line1.cam2"]
     assert heavy == []
     assert seconds < 1.0
-
-
-@pytest.mark.parametrize("step", [*STEPS, "shadow"])
-def test_no_input_of_a_step_is_left_to_its_default(step: str) -> None:
-    name = f"{step.title().replace('_', '')}Inputs"
-    tree = ast.parse((repository_root() / "dags" / "nightly_retrain.py").read_text(encoding="utf-8"))
-    (call,) = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == name
-    ]
-    passed = {keyword.arg for keyword in call.keywords if keyword.arg}
-    if step == "report":
-        passed |= set(_report_fields(*[None] * 9))
-    wanted = getattr(importlib.import_module(f"components.{step}"), name)
-    assert passed == {field.name for field in dataclasses.fields(wanted)}

@@ -11,6 +11,7 @@ from typing import Any
 
 from components.config import PipelineConfig, load_config
 from components.contracts import RunRef
+from components.night_inputs import NightInputs
 
 __all__ = ["DIED", "night_apart", "run_night"]
 
@@ -31,90 +32,39 @@ def run_night(config: PipelineConfig, partition: str) -> dict[str, Any]:
     """
     from components import collect, evaluate, export, fine_tune, gate, promote, report, validate, version
 
-    model, paths, mlflow = config.models[0], config.paths, config.mlflow
-    run = RunRef(key=model.key, partition=partition, work_dir=paths.work_dir)
-    stores = {"dvc_remote": paths.dvc_remote, "s3_endpoint_url": paths.s3_endpoint_url}
-    done: dict[str, Any] = {}
-    done["collect"] = collected = collect.collect(
-        collect.CollectInputs(
-            run=run, landing=paths.landing, s3_endpoint_url=paths.s3_endpoint_url, settings=config.collect
-        )
-    )
+    model = config.models[0]
+    run = RunRef(key=model.key, partition=partition, work_dir=config.paths.work_dir)
+    inputs = NightInputs(config=config, model=model, run=run)
+    collected = collect.collect(inputs.collect())
     assert collected.batch is not None
-    done["version"] = dataset = version.version(
-        version.VersionInputs(run=run, batch=collected.batch, data_repo=paths.data_repo, **stores)
-    )
-    done["validate"] = validation = validate.validate(
-        validate.ValidateInputs(
-            run=run, dataset=dataset, golden=model.golden, mlflow=mlflow, settings=config.validate, **stores
-        )
-    )
-    done["fine_tune"] = candidate = fine_tune.fine_tune(
-        fine_tune.FineTuneInputs(
-            run=run, dataset=dataset, validation=validation, recipe=model.recipe, settings=config.fine_tune, **stores
-        )
-    )
-    done["evaluate"] = evaluation = evaluate.evaluate(
-        evaluate.EvaluateInputs(
-            run=run,
-            candidate=candidate,
-            champion=validation.champion,
-            golden=model.golden,
-            settings=config.evaluate,
-            validate=config.validate,
-        )
-    )
-    done["export"] = package = export.export(
-        export.ExportInputs(
-            run=run,
-            candidate=candidate,
-            evaluation=evaluation,
-            champion=validation.champion,
-            golden=model.golden,
-            settings=config.export,
-        )
-    )
-    done["gate"] = decision = gate.gate(
-        gate.GateInputs(
-            run=run,
-            evaluation=evaluation,
-            package=package,
-            golden=model.golden,
-            settings=config.gate,
-            export=config.export,
-        )
-    )
-    done["promote"] = promotion = promote.promote(
-        promote.PromoteInputs(
-            run=run,
-            package=package,
-            decision=decision,
-            dataset=dataset,
-            validation=validation,
-            evaluation=evaluation,
-            candidate=candidate,
-            mlflow=mlflow,
-            settings=config.promote,
-        )
-    )
-    done["report"] = report.report(
-        report.ReportInputs(
-            run=run,
-            collect=collected.to_json(),
-            dataset=dataset,
-            validation=validation,
-            candidate=candidate,
-            evaluation=evaluation,
-            package=package,
-            decision=decision,
-            promotion=promotion,
-            failures=(),
-            golden=model.golden,
-            mlflow=mlflow,
-            settings=config.report,
-        )
-    )
-    return done
+    dataset = version.version(inputs.version(collected.batch))
+    validation = validate.validate(inputs.validate(dataset))
+    champion, anchor = validation.champion, validation.anchor
+    candidate = fine_tune.fine_tune(inputs.fine_tune(dataset, validation))
+    evaluation = evaluate.evaluate(inputs.evaluate(candidate, champion=champion, anchor=anchor))
+    package = export.export(inputs.export(candidate, evaluation, champion=champion))
+    decision = gate.gate(inputs.gate(evaluation, package))
+    evidence: dict[str, Any] = {
+        "dataset": dataset,
+        "validation": validation,
+        "candidate": candidate,
+        "evaluation": evaluation,
+        "package": package,
+        "decision": decision,
+    }
+    promotion = promote.promote(inputs.promote(**evidence))
+    page = report.report(inputs.report({"collect": collected.to_json(), **evidence, "promotion": promotion}))
+    return {
+        "collect": collected,
+        "version": dataset,
+        "validate": validation,
+        "fine_tune": candidate,
+        "evaluate": evaluation,
+        "export": package,
+        "gate": decision,
+        "promote": promotion,
+        "report": page,
+    }
 
 
 def _end(config: PipelineConfig, done: dict[str, Any]) -> dict[str, Any]:
