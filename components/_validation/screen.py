@@ -69,7 +69,7 @@ def _screen(
     if share > settings.screen_drift_share:
         logger.warning("screening: champion alarms on %.0f %% of the night: drift, not defects", 100 * share)
         return _outliers(images, paths, settings, "outliers (drift)")
-    limit = max(predictor.threshold, outlier_limit(scores, settings.screen_deviations))
+    limit = max(predictor.threshold, outlier_limit(scores, settings.screen_champion_deviations))
     return _table(images, "champion", scores, limit)
 
 

@@ -12,7 +12,6 @@ from components.errors import InputError
 __all__ = ["deliver", "lot_manifest", "open_landing"]
 
 _LOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_MANIFEST = "manifest.json"
 
 
 def lot_manifest(
@@ -44,21 +43,30 @@ def lot_manifest(
     return canonical_json({"key": key.slug, "lot": lot, "date": date, "images": entries})
 
 
-def deliver(storage: Storage, place: str, images: Mapping[str, Path], manifest: bytes | None) -> None:
-    """Write a lot; what is there with the right size is not sent again.
+def deliver(
+    storage: Storage,
+    place: str,
+    images: Mapping[str, Path],
+    manifest: bytes | None,
+    *,
+    manifest_name: str = "manifest.json",
+) -> None:
+    """Write a lot, unless it is there already.
 
     Args:
         storage: The landing zone.
         place: ``<product>/<line>/<camera>/<lot>``.
         images: Name in the lot -> file.
         manifest: Written last; ``None`` for a lot that is not complete.
+        manifest_name: Its name.
     """
-    there = {file.name: file.num_bytes for file in storage.files(place)}
+    last = f"{place}/{manifest_name}"
+    if manifest is not None and storage.exists(last) and storage.read(last) == manifest:
+        return
     for name, path in images.items():
-        if there.get(f"{place}/{name}") != path.stat().st_size:
-            storage.put(f"{place}/{name}", path)
-    if manifest is not None and there.get(f"{place}/{_MANIFEST}") != len(manifest):
-        storage.put(f"{place}/{_MANIFEST}", manifest)
+        storage.put(f"{place}/{name}", path)
+    if manifest is not None:
+        storage.put(last, manifest)
 
 
 def open_landing(landing: str, s3_endpoint_url: str = "") -> Storage:

@@ -10,6 +10,12 @@ from components.console._workspace import Workspace
 __all__ = ["add_operator_commands"]
 
 
+def _deliver(workspace: Workspace, args: argparse.Namespace) -> int:
+    from components.console._deliver import deliver
+
+    return deliver(workspace, folder=args.folder, key=args.key, night=args.night, lot=args.lot)
+
+
 def _retention(workspace: Workspace, args: argparse.Namespace) -> int:
     from components.console._operators import retention
 
@@ -30,6 +36,11 @@ def add_operator_commands(command: Adder, at_least_one: Callable[[str], int]) ->
         command: Adds a command: name, function, help.
         at_least_one: Reads a positive number.
     """
+    delivery = command("deliver", _deliver, "Send a folder of pictures into the landing zone as a lot.")
+    delivery.add_argument("folder", metavar="FOLDER", help="the pictures")
+    delivery.add_argument("--night", required=True, metavar="YYYY-MM-DD", help="the day they were taken")
+    delivery.add_argument("--lot", default="", help="name of the lot (the day and the folder's name)")
+    delivery.add_argument("--key", default="", help="model key, product.line.camera")
     keeping = command("retention", _retention, "Delete old checkpoints, candidates and pages that no ledger names.")
     keeping.add_argument("--older-than", type=at_least_one, default=90, metavar="DAYS", help="how old (90)")
     keeping.add_argument("--plan", action="store_true", help="say what would be deleted, and change nothing")

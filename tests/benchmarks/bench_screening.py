@@ -4,18 +4,20 @@ Run: ``python -m pytest -s -m benchmark tests/benchmarks/bench_screening.py``; o
 ``python -m tests.benchmarks.bench_screening data/planted.json <images.parquet of each night>``.
 """
 
+import hashlib
 import importlib.util
 import io
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
@@ -24,29 +26,40 @@ from components.collect import CollectInputs, collect
 from components.contracts import RunRef
 from components.validate import ValidateInputs, validate
 from components.version import VersionInputs, version
+from stlm.calibration import calibrate_threshold
 from stlm.data.facts import image_facts, nearest_hashes, read_facts
+from stlm.data.synthesis import embedded_textures
+from stlm.data.transforms import preprocess, read_image
+from stlm.models.registry import build_model
 from stlm.nn.lite0 import build_lite0_trunk
+from stlm.recipes import lite
 from stlm.screening import outlier_limit, outlier_scores, patch_features
+from stlm.training.fit import fit
+from stlm.training.samples import Normals, load_normals
 from tests.helpers.model_package import new_mlflow
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(3600)]
 
+Score = Callable[[Sequence[Path]], NDArray[np.float64]]
+
 NUM_GOOD = 240
 NUM_DEFECTIVE = (4, 6, 8, 12)
 SEEDS = 16
+NIGHT = (128, 4)
+"""Good and defective cells of a night on polycrystalline cells."""
 DEVIATIONS = (1.0, 1.3, 1.6, 2.0, 2.5, 3.0)
 MTD = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "mtd"
 
 
-def cells() -> tuple[list[Path], list[Path]]:
-    """Normal and defective mono cells of ELPV."""
+def cells(wanted: str = "mono") -> tuple[list[Path], list[Path]]:
+    """Normal and defective cells of ELPV of one kind, ``mono`` or ``poly``."""
     spec = importlib.util.find_spec("elpv_dataset")
     assert spec is not None
     assert spec.origin is not None
     folder = Path(spec.origin).parent / "data"
     rows = [line.split() for line in (folder / "labels.csv").read_text(encoding="utf-8").splitlines()]
-    mono = [(folder / name, float(probability)) for name, probability, kind in rows if kind == "mono"]
-    return [p for p, probability in mono if probability == 0.0], [p for p, probability in mono if probability == 1.0]
+    found = [(folder / name, float(probability)) for name, probability, kind in rows if kind == wanted]
+    return [p for p, probability in found if probability == 0.0], [p for p, probability in found if probability == 1.0]
 
 
 def caught_and_lost(planted: Path, tables: Sequence[Path]) -> pd.DataFrame:
@@ -108,6 +121,61 @@ def test_first_night_outliers_on_elpv() -> None:
     print(f"{trunk_ms:.0f} ms of processor time an image for the trunk, {time.process_time() - began:.1f} s for all")
     print(table.to_string())
     assert auroc > 0.9
+
+
+def test_screening_by_a_champion_on_polycrystalline_elpv() -> None:
+    """A first night of 128 good and 4 defective cells makes a champion, which screens 64 second nights like it."""
+    torch.set_num_threads(1)
+    good, defective = cells("poly")
+    rows = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        normals, bad = rng.permutation(np.array(good)), rng.permutation(np.array(defective))
+        first = [*normals[: NIGHT[0]], *bad[: NIGHT[1]]]
+        outliers = outlier_scores(patch_features(build_lite0_trunk(), first, image_size=(256, 256)))
+        limit = outlier_limit(outliers, 1.6)
+        out = outliers > limit
+        rows.append(("outliers", 1.6, out[NIGHT[0] :].sum(), NIGHT[1], out[: NIGHT[0]].mean()))
+        clear = outliers - limit > limit - np.median(outliers)
+        doubtful = [path for path, is_out in zip(first, out & ~clear, strict=True) if is_out]
+        kept = [path for path, is_out in zip(first, out, strict=True) if not is_out]
+        score, threshold = _champion(kept, doubtful, seed)
+        scores, bad_scores = score(normals[NIGHT[0] :]), score(bad[NIGHT[1] :])
+        for number in range(64):
+            draw = np.random.default_rng(1000 + number)
+            night = np.concatenate([draw.choice(scores, NIGHT[0], False), draw.choice(bad_scores, NIGHT[1], False)])
+            for deviations in DEVIATIONS:
+                out = night > max(threshold, outlier_limit(night, deviations))
+                rows.append(("champion", deviations, out[NIGHT[0] :].sum(), NIGHT[1], out[: NIGHT[0]].mean()))
+    table = pd.DataFrame(rows, columns=["by", "deviations", "caught", "planted", "good lost"])
+    grouped = table.groupby(["by", "deviations"])
+    result = grouped.agg(caught=("caught", "sum"), planted=("planted", "sum"), lost=("good lost", "mean"))
+    result["caught share"] = result["caught"] / result["planted"]
+    print(f"\nELPV poly, nights of {NIGHT[0]} good + {NIGHT[1]} defective, 4 champions\n{result.round(3).to_string()}")
+
+
+def _champion(kept: Sequence[Path], doubtful: Sequence[Path], seed: int) -> tuple[Score, float]:
+    """A champion learnt from ``kept``, as its score of files, and its operating threshold."""
+    rng = np.random.default_rng(seed)
+    order = [kept[i] for i in rng.permutation(len(kept))]
+    held_out, training = order[: round(0.15 * len(order))], order[round(0.15 * len(order)) :]
+    tail = [doubtful[i] for i in rng.permutation(len(doubtful))[: round(0.15 * len(doubtful))]]
+    model = build_model(lite(), seed=seed)
+
+    def load(paths: Sequence[Path]) -> Normals:
+        return load_normals(paths, [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths], model.image_size)
+
+    fit(model, new=load(training), replay=load([]), held_out=load(held_out), teacher=None,
+        textures=embedded_textures(), has_parent=False, seed=seed)  # fmt: skip
+
+    @torch.inference_mode()
+    def score(paths: Sequence[Path]) -> NDArray[np.float64]:
+        images = [preprocess(torch.from_numpy(read_image(path).copy())[None], model.image_size) for path in paths]
+        return np.array([float(model(image).score) for image in images])
+
+    sure = score(held_out)
+    pooled = np.concatenate([sure, score(tail)])
+    return score, calibrate_threshold(pooled, 0.05, ceiling=float(sure.max())).threshold
 
 
 @pytest.mark.skipif(not MTD.is_dir(), reason=f"{MTD} is not here")

@@ -34,7 +34,9 @@ from tests.helpers.tiny_nights import texture
 
 NO_SCREENING = 50.0
 """Robust deviations that no picture reaches."""
-LENIENT = ValidateSettings(screen_deviations=NO_SCREENING, max_quarantined_share=0.9)
+LENIENT = ValidateSettings(
+    screen_deviations=NO_SCREENING, screen_champion_deviations=NO_SCREENING, max_quarantined_share=0.9
+)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -379,7 +381,7 @@ def test_the_champion_screens_by_its_threshold_and_is_pinned(plant: Plant) -> No
     plant.promote((scores[ranked[-2]] + scores[ranked[-3]]) / 2)
     plant.deliver("lot", "2026-11-01", files)
 
-    ref = validate(plant.inputs("2026-11-01", ValidateSettings(screen_deviations=0.01)))
+    ref = validate(plant.inputs("2026-11-01", ValidateSettings(screen_champion_deviations=0.01)))
 
     table = table_of(ref)
     assert set(table["screened_by"]) == {"champion"}
@@ -395,7 +397,7 @@ def test_an_image_above_the_threshold_that_does_not_stand_out_is_kept(plant: Pla
     plant.promote(sorted(scores.values())[-2] - 1e-9)
     plant.deliver("lot", "2026-11-01", files)
 
-    ref = validate(plant.inputs("2026-11-01", ValidateSettings(screen_deviations=NO_SCREENING)))
+    ref = validate(plant.inputs("2026-11-01", ValidateSettings(screen_champion_deviations=NO_SCREENING)))
 
     assert ref.num_accepted == 20
 
