@@ -18,7 +18,7 @@ def deliver(workspace: Workspace, *, folder: str, key: str, night: str, lot: str
         folder: The pictures; sub-folders and hidden files are left out.
         key: Model key; empty for the only one.
         night: ``YYYY-MM-DD``, the day the pictures were taken.
-        lot: Name of the lot; empty for the day and the folder's name.
+        lot: Name of the lot; empty for the folder's name, with the day before it.
 
     Returns:
         0; the same lot once more changes nothing.
@@ -39,7 +39,8 @@ def deliver(workspace: Workspace, *, folder: str, key: str, night: str, lot: str
     }
     if not images:
         raise InputError(f"{source} holds no picture")
-    name = lot or f"{night.replace('-', '')}-{source.name}"
+    day = night.replace("-", "")
+    name = lot or (source.name if source.name.startswith(day) else f"{day}-{source.name}")
     manifest = lot_manifest(images, model.key, name, night).encode()
     place, storage = f"{model.key.path}/{name}", open_landing(config.paths.landing, config.paths.s3_endpoint_url)
     if storage.exists(f"{place}/{manifest_name}") and storage.read(f"{place}/{manifest_name}") != manifest:

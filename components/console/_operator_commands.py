@@ -13,7 +13,8 @@ __all__ = ["add_operator_commands"]
 def _deliver(workspace: Workspace, args: argparse.Namespace) -> int:
     from components.console._deliver import deliver
 
-    return deliver(workspace, folder=args.folder, key=args.key, night=args.night, lot=args.lot)
+    yesterday = (dt.datetime.now(dt.UTC) - dt.timedelta(days=1)).date()
+    return deliver(workspace, folder=args.folder, key=args.key, night=args.night or str(yesterday), lot=args.lot)
 
 
 def _retention(workspace: Workspace, args: argparse.Namespace) -> int:
@@ -38,8 +39,8 @@ def add_operator_commands(command: Adder, at_least_one: Callable[[str], int]) ->
     """
     delivery = command("deliver", _deliver, "Send a folder of pictures into the landing zone as a lot.")
     delivery.add_argument("folder", metavar="FOLDER", help="the pictures")
-    delivery.add_argument("--night", required=True, metavar="YYYY-MM-DD", help="the day they were taken")
-    delivery.add_argument("--lot", default="", help="name of the lot (the day and the folder's name)")
+    delivery.add_argument("--night", default="", metavar="YYYY-MM-DD", help="the day they were taken (yesterday)")
+    delivery.add_argument("--lot", default="", help="name of the lot (the folder's, with the day before it)")
     delivery.add_argument("--key", default="", help="model key, product.line.camera")
     keeping = command("retention", _retention, "Delete old checkpoints, candidates and pages that no ledger names.")
     keeping.add_argument("--older-than", type=at_least_one, default=90, metavar="DAYS", help="how old (90)")

@@ -49,6 +49,14 @@ def test_a_folder_becomes_a_complete_lot_and_twice_is_harmless(
     assert (batch.num_lots, batch.num_images) == (1, number)
 
 
+@pytest.mark.parametrize("name", ["evening", f"{NIGHTS[0].replace('-', '')}-evening"])
+def test_a_lot_is_called_by_its_day_and_folder(world: TinyWorld, pictures: Path, name: str) -> None:
+    _deliver(world, pictures.rename(world.root / name), lot="")
+    assert [path.name for path in (Path(world.config.paths.landing) / KEY.path).iterdir()] == [
+        f"{NIGHTS[0].replace('-', '')}-evening"
+    ]
+
+
 def test_pictures_that_an_interrupted_delivery_left_are_replaced(world: TinyWorld, pictures: Path) -> None:
     place = Path(world.config.paths.landing) / KEY.path / "evening"
     place.mkdir(parents=True)
