@@ -1,7 +1,9 @@
 """``stlm bench``: published protocols on the user's own folders, as a table, JSON and one page."""
 
 import csv
+import dataclasses
 import html
+import itertools
 import json
 import platform
 from collections.abc import Sequence
@@ -12,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from components.console._kept import KeptResults, content_digest
 from components.errors import InputError
+from components.files import write_file
 from stlm.bench.categories import CategoryRow, find_categories, run_category
 from stlm.bench.drift import DriftResult, read_drift_nights, run_drift
-from stlm.bench.figures import FIGURES
+from stlm.bench.figures import FIGURES, Figures
 from stlm.bench.learners import learner
 from stlm.errors import StlmError
 
@@ -39,9 +43,8 @@ def _write(out: str, name: str, value: Any, page: str) -> None:
     if not out:
         return
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    (folder / f"{name}.html").write_text(page, encoding="utf-8")
+    write_file(folder / f"{name}.json", (json.dumps(value, indent=1) + "\n").encode())
+    write_file(folder / f"{name}.html", page.encode())
     _say(f"Written: {folder / name}.json and {folder / name}.html")
 
 
@@ -56,7 +59,7 @@ def bench_mvtec(
         methods: Strategies of ``stlm.bench.learners``.
         recipe_name: Recipe of the STLM ones.
         seeds: At least one.
-        out: Folder for JSON and page; empty writes none.
+        out: Folder for JSON, page and single results, which the next run takes over; empty: none.
 
     Returns:
         0.
@@ -65,34 +68,45 @@ def bench_mvtec(
         InputError: A folder cannot be read, or a name is unknown.
     """
     rows: list[CategoryRow] = []
+    kept = KeptResults(out)
     try:
         for method in methods:
             learner(method, recipe_name, 0)
         _say(f"{'category':14} {'method':17} {'seed':>4} " + " ".join(f"{_SHORT[n]:>7}" for n in FIGURES) + "  train s")
         for folder in find_categories(Path(root), categories):
-            for row in run_category(folder, methods=methods, recipe_name=recipe_name, seeds=seeds):
+            content = content_digest([folder])
+            for seed, method in itertools.product(seeds, methods):
+                file = kept.file("mvtec", folder.name, method, seed, recipe=recipe_name, content=content)
+                known = kept.read(file)
+                if known:
+                    row = _row_of(known)
+                else:
+                    row = run_category(folder, method=method, recipe_name=recipe_name, seed=seed)
+                    kept.write(file, _value_of(row))
                 rows.append(row)
-                _say(f"{row.category:14} {row.method:17} {row.seed:>4} {_cells(row)} {row.training_seconds:8.0f}")
+                took = f"{row.training_seconds:8.0f}{' (kept from before)' if known else ''}"
+                _say(f"{row.category:14} {row.method:17} {row.seed:>4} {_cells(row)} {took}")
     except StlmError as error:
         raise InputError(str(error)) from error
     table = _means(rows)
     _say("\nMean over categories and seeds, +- standard deviation over seeds of the mean over categories; last epoch")
     for line in table:
         _say(line)
-    value = [
-        {
-            "category": row.category,
-            "method": row.method,
-            "seed": row.seed,
-            "training_seconds": row.training_seconds,
-            "image_milliseconds": row.image_milliseconds,
-            **{name: getattr(row.figures, name) for name in FIGURES},
-        }
-        for row in rows
-    ]
+    value = {"rows": [_value_of(row) for row in rows], **_machine()}
     text = html.escape("\n".join(table))
-    _write(out, "mvtec", {"rows": value, **_machine()}, _page("Categories", f"<pre>{text}</pre>"))
+    _write(out, "mvtec", value, _page("Categories", f"<pre>{text}</pre>"))
     return 0
+
+
+def _value_of(row: CategoryRow) -> dict[str, Any]:
+    facts: dict[str, Any] = dataclasses.asdict(row)
+    figures: dict[str, Any] = facts.pop("figures")
+    return facts | figures
+
+
+def _row_of(value: dict[str, Any]) -> CategoryRow:
+    figures = Figures(**{name: value[name] for name in FIGURES})
+    return CategoryRow(figures=figures, **{name: value[name] for name in value if name not in FIGURES})
 
 
 def _cells(row: CategoryRow) -> str:
@@ -132,7 +146,7 @@ def bench_drift(
         seed: Decides everything drawn.
         shuffle: Take the nights in another order, decided by the seed.
         parts: CSV file with columns ``path`` and ``part``: pictures of one part stay together; empty for none.
-        out: Folder for JSON and page; empty writes none.
+        out: Folder for JSON, page and single results, which the next run takes over; empty: none.
 
     Returns:
         0.
@@ -145,8 +159,18 @@ def bench_drift(
         learners = [learner(name, recipe_name, seed) for name in strategies]
         nights = read_drift_nights(Path(root), shuffle_seed=seed if shuffle else None)
         known = _parts(Path(parts)) if parts else None
+        kept, content = KeptResults(out), content_digest([Path(root)])
         for name, one in zip(strategies, learners, strict=True):
-            results.append(run_drift(one, nights, strategy=name, seed=seed, parts=known, tell=_say))
+            order = [night.name for night in nights]
+            file = kept.file("drift", Path(root).name, name, seed, recipe=recipe_name, content=content, order=order,
+                             parts=known)  # fmt: skip
+            if value := kept.read(file):
+                result = DriftResult.from_json(value)
+                _say(f"{name:17} kept from before")
+            else:
+                result = run_drift(one, nights, strategy=name, seed=seed, parts=known, tell=_say)
+                kept.write(file, result.to_json())
+            results.append(result)
             _write(out, "drift", {"results": [r.to_json() for r in results], **_machine()}, _drift_page(results))
     except StlmError as error:
         raise InputError(str(error)) from error

@@ -1,7 +1,7 @@
 """Categories in MVTec layout, one after the other: the recipe beside its peers, on the same split, in one run."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,39 +51,35 @@ def find_categories(root: Path, wanted: Sequence[str] = ()) -> list[Path]:
     return [path for name, path in found.items() if not wanted or name in wanted]
 
 
-def run_category(
-    folder: Path, *, methods: Sequence[str], recipe_name: str, seeds: Sequence[int]
-) -> Iterator[CategoryRow]:
-    """Train and judge every method with every seed; the last state counts.
+def run_category(folder: Path, *, method: str, recipe_name: str, seed: int) -> CategoryRow:
+    """Train and judge; the last state counts.
 
     Args:
         folder: A category.
-        methods: Keys of :data:`stlm.bench.learners.STRATEGIES`.
+        method: A key of :data:`stlm.bench.learners.STRATEGIES`.
         recipe_name: Recipe of the STLM ones.
-        seeds: Each decides everything drawn in its run.
+        seed: Decides everything drawn.
 
-    Yields:
-        A row as soon as it is there.
+    Returns:
+        The row.
 
     Raises:
         DataError: The category cannot be read.
-        ConfigError: A method or the recipe is unknown.
+        ConfigError: The method or the recipe is unknown.
     """
     golden = read_golden_set(folder)
     night = night_of(read_train_normals(folder), folder.name)
-    for seed in seeds:
-        for method in methods:
-            one = learner(method, recipe_name, seed)
-            started = time.perf_counter()
-            one.learn(night)
-            trained = time.perf_counter()
-            judged = judge(one.detector, golden)
-            ended = time.perf_counter()
-            yield CategoryRow(
-                category=folder.name,
-                method=recipe_name if method == "recipe" else method,
-                seed=seed,
-                figures=judged.figures,
-                training_seconds=trained - started,
-                image_milliseconds=1000.0 * (ended - trained) / len(golden.items),
-            )
+    one = learner(method, recipe_name, seed)
+    started = time.perf_counter()
+    one.learn(night)
+    trained = time.perf_counter()
+    judged = judge(one.detector, golden)
+    ended = time.perf_counter()
+    return CategoryRow(
+        category=folder.name,
+        method=recipe_name if method == "recipe" else method,
+        seed=seed,
+        figures=judged.figures,
+        training_seconds=trained - started,
+        image_milliseconds=1000.0 * (ended - trained) / len(golden.items),
+    )

@@ -101,6 +101,21 @@ class DriftResult:
             },
         }
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "DriftResult":
+        """Inverse of :meth:`to_json`."""
+        return cls(
+            strategy=value["strategy"],
+            seed=value["seed"],
+            nights=tuple(value["nights"]),
+            judged=tuple(value["judged"]),
+            matrices={name: np.array(rows) for name, rows in value["matrices"].items()},
+            false_alarms=np.array(value["false_alarms"]),
+            frozen_false_alarms=np.array(value["frozen_false_alarms"]),
+            seconds=tuple(value["seconds"]),
+            replay_bytes=tuple(value["replay_bytes"]),
+        )
+
 
 def read_drift_nights(root: Path, *, shuffle_seed: int | None = None) -> list[DriftNight]:
     """Every sub-folder in MVTec layout is a night, in the order of their names.

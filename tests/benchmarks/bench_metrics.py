@@ -1,7 +1,8 @@
-"""Time, memory and exactness of the pixel metrics beside scikit-learn and torchmetrics, on the same maps in one run.
+"""Time, memory and exactness of the pixel metrics beside the usual libraries, on the same maps in one run.
 
 Run: ``python -m pytest -s -m benchmark tests/benchmarks/bench_metrics.py`` (some minutes at 1024 px, most of them the
-peers'). Each method runs in a process of its own, on one thread, so that its memory can be told apart.
+peers'). Each method runs in a process of its own, on one thread, so that its memory can be told apart; anomalib also in
+an environment of its own, which uv makes for the run.
 
 The maps are drawn: 83 as in the bottle set, 63 of them with defects, noise over cells of two sizes; "skewed" is their
 16th power, as of products of distances.
@@ -12,10 +13,14 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.helpers.other_python import python_with
+
+ROOT = Path(__file__).resolve().parents[2]
 SEED = 0
 NUM_GOOD, NUM_MAPS = 20, 83
 
@@ -72,6 +77,15 @@ def _torchmetrics(maps, masks):
     return {"auroc": float(binary_auroc(scores, truth)), "ap": float(binary_average_precision(scores, truth))}
 
 
+def _anomalib(maps, masks):
+    import torch
+    from anomalib.metrics.aupro import _AUPRO
+
+    metric = _AUPRO(fpr_limit=0.3)
+    metric.update(torch.from_numpy(maps), torch.from_numpy(masks).int())
+    return {"pro": float(metric.compute())}
+
+
 def _slow_pro(maps, masks):
     """PRO as it is defined, region by region, in float64; independent of the product's code."""
     from scipy import ndimage
@@ -101,6 +115,7 @@ METHODS = {
     "stlm.metrics, stream": _stream,
     "scikit-learn": _sklearn,
     "torchmetrics": _torchmetrics,
+    "anomalib": _anomalib,
     "PRO by definition": _slow_pro,
 }
 
@@ -131,7 +146,8 @@ def test_exact_fast_and_small_beside_the_usual_libraries(side: int, power: int) 
     results = {}
     for method in METHODS:
         code = f"from tests.benchmarks.bench_metrics import measure; measure({method!r}, {side}, {power})"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        python = python_with("anomalib==2.7.0", "pytest") if method == "anomalib" else [sys.executable]
+        done = subprocess.run([*python, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         result = results[method] = json.loads(done.stdout)
         cells = [f"{result[name]:10.7f}" if name in result else f"{'-':>10}" for name in ("auroc", "ap", "pro")]
         print(f"{method:22} {' '.join(cells)} {result['seconds']:8.2f} {result['megabytes']:9.0f}", flush=True)

@@ -46,6 +46,33 @@ def test_categories_tell_means_over_seeds(nights: Path, tmp_path: Path, capsys: 
     assert 0 <= rows[0]["pro"] <= 1
 
 
+def test_a_measurement_that_was_stopped_goes_on_where_it_stood(
+    nights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bench", "mvtec", "--root", str(nights), "--category", "night100", "--recipe", "tiny"]
+    drift = ["bench", "drift", "--root", str(nights), "--recipe", "tiny", "--strategy", "distribution-only"]
+    out = ["--out", str(tmp_path / "out")]
+    assert main([*arguments, *out]) == main([*drift, *out]) == 0
+    rows = json.loads((tmp_path / "out" / "mvtec.json").read_text("utf-8"))["rows"]
+    (life,) = json.loads((tmp_path / "out" / "drift.json").read_text("utf-8"))["results"]
+    assert "kept" not in capsys.readouterr().out
+
+    assert main([*arguments, "--seed", "0", "--seed", "1", *out]) == 0
+    assert main([*drift, "--strategy", "no-update", *out]) == 0
+    assert capsys.readouterr().out.count("kept from before") == 2
+    # To the last digit of the time it took: it was not done again.
+    assert json.loads((tmp_path / "out" / "mvtec.json").read_text("utf-8"))["rows"][0] == rows[0]
+    assert json.loads((tmp_path / "out" / "drift.json").read_text("utf-8"))["results"][0] == life
+
+    min((nights / "night100" / "train" / "good").iterdir()).unlink()
+    assert main([*arguments, *out]) == 0  # other data, another result
+    assert "kept" not in capsys.readouterr().out
+    for path in (tmp_path / "out" / "results").glob("mvtec*"):
+        path.write_text("{")
+    assert main([*arguments, *out]) == 65
+    assert "delete it to measure anew" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
