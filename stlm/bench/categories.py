@@ -67,7 +67,7 @@ def run_category(folder: Path, *, method: str, recipe_name: str, seed: int) -> C
         DataError: The category cannot be read.
         ConfigError: The method or the recipe is unknown.
     """
-    golden = read_golden_set(folder)
+    golden = read_golden_set(folder, leave_out_unmarked=True)
     night = night_of(read_train_normals(folder), folder.name)
     one = learner(method, recipe_name, seed)
     started = time.perf_counter()

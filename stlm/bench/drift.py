@@ -134,7 +134,7 @@ def read_drift_nights(root: Path, *, shuffle_seed: int | None = None) -> list[Dr
     for folder in sorted(path for path in root.iterdir() if (path / "train").is_dir()) if root.is_dir() else []:
         golden = None
         try:
-            golden = read_golden_set(folder)
+            golden = read_golden_set(folder, leave_out_unmarked=True)
         except DataError as error:
             logger.warning("night=%s is learnt, but not judged on: %s", folder.name, error)
         nights.append(DriftNight(name=folder.name, normals=read_train_normals(folder), golden=golden))

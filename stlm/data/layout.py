@@ -12,6 +12,7 @@
 
 import csv
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,12 @@ from stlm.errors import DataError
 
 __all__ = ["GoldenItem", "GoldenSet", "read_golden_set", "read_train_normals"]
 
+logger = logging.getLogger(__name__)
+
 _SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _ONE_STRATUM = "all"
 _STRATA_FILE = "strata.csv"
+_IS_EMPTY = " is empty, expected at least one defect pixel"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,11 +59,13 @@ class GoldenSet:
     has_masks: bool
 
 
-def read_golden_set(root: Path) -> GoldenSet:
+def read_golden_set(root: Path, *, leave_out_unmarked: bool = False) -> GoldenSet:
     """Read and check a golden set.
 
     Args:
         root: Folder with ``test`` and, if there are masks, ``ground_truth``.
+        leave_out_unmarked: A defective image whose mask is empty is left out with a warning instead of refused: for
+            benchmarks that somebody else has published so.
 
     Returns:
         All images below ``test``.
@@ -77,9 +83,13 @@ def read_golden_set(root: Path) -> GoldenSet:
     used: set[Path] = set()
     for path, defect in images:
         mask = truth / defect / f"{path.stem}_mask.png" if has_masks and defect != GOOD else None
-        findings.extend(_image_findings(root, path, mask))
         used |= {mask} if mask else set()
         name = path.relative_to(root).as_posix()
+        problems = list(_image_findings(root, path, mask))
+        if leave_out_unmarked and len(problems) == 1 and problems[0].endswith(_IS_EMPTY):
+            logger.warning("golden set %s: %s is left out, because its mask is empty", root, name)
+            continue
+        findings.extend(problems)
         stratum, lot = strata.get(name, (_ONE_STRATUM, ""))
         items.append(GoldenItem(path=path, defect=defect, mask_path=mask, stratum=stratum, lot=lot))
     if has_masks:
@@ -87,7 +97,7 @@ def read_golden_set(root: Path) -> GoldenSet:
         findings += [f"{path.relative_to(root)} belongs to no image" for path in sorted(masks - used)]
     if findings:
         raise DataError(f"golden set {root}: {'; '.join(findings)}")
-    files = [item.path for item in items] + sorted(used)
+    files = [item.path for item in items] + sorted(item.mask_path for item in items if item.mask_path)
     files += [root / _STRATA_FILE] if strata else []
     return GoldenSet(root=root, items=tuple(items), digest=_digest(root, files), has_masks=has_masks)
 
@@ -169,7 +179,7 @@ def _image_findings(root: Path, path: Path, mask: Path | None) -> Iterator[str]:
     if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
         yield f"mask {mask_name} has {len(levels)} grey levels, expected 0 and one other"
     elif not levels.any():
-        yield f"mask {mask_name} is empty, expected at least one defect pixel"
+        yield f"mask {mask_name}{_IS_EMPTY}"
 
 
 def _strata(root: Path, names: set[str], findings: list[str]) -> dict[str, tuple[str, str]]:

@@ -112,6 +112,23 @@ def test_all_faults_are_told_at_once(root: Path) -> None:
     assert message.count(";") == 9
 
 
+def test_a_published_set_may_leave_a_defect_unmarked_and_nothing_else(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mask(root / "ground_truth" / "crack" / "2_mask.png", values=())
+    with pytest.raises(DataError, match=r"2_mask\.png is empty"):
+        read_golden_set(root)
+    golden = read_golden_set(root, leave_out_unmarked=True)
+    assert [item.path.relative_to(root).as_posix() for item in golden.items] == [
+        "test/blot/1.png", "test/crack/1.png", "test/good/a.jpg", "test/good/b.png"
+    ]  # fmt: skip
+    assert "test/crack/2.png is left out" in caplog.text
+
+    (root / "ground_truth" / "blot" / "1_mask.png").unlink()
+    with pytest.raises(DataError, match=r"blot/1\.png has no mask"):
+        read_golden_set(root, leave_out_unmarked=True)
+
+
 def test_strata_come_from_their_file(root: Path) -> None:
     names = ["blot/1.png", "crack/1.png", "crack/2.png", "good/a.jpg", "good/b.png"]
     lines = [f"test/{name},{'left' if '1' in name else 'right'}" for name in names]
