@@ -82,6 +82,10 @@ class FineTuneSettings:
     """At most this much work is repeated after a kill."""
     num_threads: int = 0
     """Torch threads; 0 leaves torch's own choice."""
+    processes: int = 1
+    """How many GPUs share a training; more than one are started by ``torchrun``, on this machine."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """``bf16``: products in bfloat16 (autocast), weights and sums in float32."""
     teacher_checkpoint: str = ""
     """Path or URL of a SAM, MobileSAM or MAE checkpoint, for recipes that want one."""
     teacher_sha256: str = ""
@@ -94,6 +98,7 @@ class FineTuneSettings:
     def __post_init__(self) -> None:
         check(0 < self.held_out_share < 1, f"held_out_share must be within (0, 1), got {self.held_out_share}")
         check(self.replay_images >= 0, f"replay_images must not be negative, got {self.replay_images}")
+        check(self.processes >= 1, f"processes must be at least 1, got {self.processes}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,48 +5,31 @@ The step's folder holds, beside ``outputs.json``: ``images/`` (this night's norm
 (normals kept from training, for calibration), ``training.json`` (those learnt from) and ``curves.json``.
 """
 
-import gc
 import json
 import logging
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import pandas as pd
-import torch
 
 from components._cli import main_for, once, write_json
+from components._training import TrainingJob, train
 from components.adapters.data_repository import DataRepository
 from components.config import FineTuneSettings
 from components.contracts import CandidateRef, Contract, DatasetRef, RunRef, ValidationRef, digest_of, from_json
-from components.errors import InputError, TransientError
-from stlm.config_isstad import AnyRecipe, IsstadRecipe
-from stlm.data.synthesis import embedded_textures, read_textures
+from components.errors import InputError
 from stlm.errors import StlmError, WeightsError
-from stlm.models.isstad import Isstad, load_mae_checkpoint
 from stlm.models.registry import (
-    CONFIG_NAME,
     AnomalyModel,
-    build_model,
-    carry_on,
-    load_model,
     save_model,
-    start_students_from_mobile_sam,
 )
-from stlm.models.two_stream import TwoStream
-from stlm.nn.teachers import SamTeacher, load_sam_teacher
 from stlm.recipes import recipe
 from stlm.source_digest import source_digest
-from stlm.training.checkpoint import Checkpointer
-from stlm.training.fit import FitResult, fit
+from stlm.training.fit import FitResult
 from stlm.training.replay import NormalImage, choose_replay, split_held_out
-from stlm.training.samples import Normals, load_normals
 
 __all__ = ["FineTuneInputs", "fine_tune", "main"]
 
@@ -97,12 +80,8 @@ def fine_tune(inputs: FineTuneInputs) -> CandidateRef:
 def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
     started = time.monotonic()
     settings = inputs.settings
-    if settings.num_threads:
-        torch.set_num_threads(settings.num_threads)
     champion = inputs.validation.champion
     parent_dir = Path(champion.package_dir) if champion is not None else None
-    model = _start(inputs, parent_dir)
-    device = _device(settings)
     accepted, doubtful = _normals(inputs)
     memory = _read_memory(parent_dir)
     training, held_out = split_held_out(accepted, share=settings.held_out_share, seed=settings.seed)
@@ -115,15 +94,10 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
         (*memory.held_out, *held_out, *tail), limit=max(len(held_out), settings.replay_images), seed=settings.seed
     )
     images = folder / "images"
-    wanted = (*training, *replay, *held_out_memory)
-    _fetch(inputs, wanted, images)
-
-    def load(chosen: Sequence[NormalImage]) -> Normals:
-        return load_normals([images / i.path for i in chosen], [i.sha256 for i in chosen], model.image_size)
-
+    _fetch(inputs, (*training, *replay, *held_out_memory), images)
     identity = digest_of(
         {
-            "recipe": model.config.to_json(),
+            "recipe": recipe(inputs.recipe).to_json(),
             "parent": champion.candidate_key if champion is not None else None,
             "training": [i.sha256 for i in training],
             "replay": [i.sha256 for i in replay],
@@ -131,37 +105,25 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
             "code": source_digest(),
         }
     )
-    checkpointer = Checkpointer(
-        path=folder / "checkpoint.pt", identity=identity, interval_s=settings.checkpoint_seconds
-    )
-
-    def train(parts: int) -> FitResult:
-        nonlocal model
-        if parts > 1:
-            model = _start(inputs, parent_dir)
-        return fit(
-            model.to(device),
-            new=load(training),
-            replay=load(replay),
-            held_out=load([image for image in held_out_memory if not image.doubtful]),
-            teacher=_teacher(inputs, model.config, device),
-            textures=read_textures(Path(settings.textures)) if settings.textures else embedded_textures(),
-            has_parent=parent_dir is not None,
-            seed=settings.seed,
-            checkpointer=checkpointer,
-            cache_dir=folder / "corruptions",
-            max_seconds=settings.max_seconds,
-            parts=parts,
+    model, result = train(
+        TrainingJob(
+            folder=str(folder),
+            checkpoints=str(Path(inputs.run.work_dir) / "checkpoints"),
+            recipe=inputs.recipe,
+            parent_dir=None if parent_dir is None else str(parent_dir),
+            identity=identity,
+            new=tuple(training),
+            replay=tuple(replay),
+            held_out=tuple(held_out_memory),
+            settings=settings,
         )
-
-    with _save_on_sigterm(checkpointer):
-        result = _with_less_memory(train)
+    )
     seconds = time.monotonic() - started
     new_memory = _Memory(
         training=choose_replay((*replay, *training), limit=settings.replay_images, seed=settings.seed),
         held_out=held_out_memory,
     )
-    candidate = _write_candidate(inputs, folder, model.cpu(), result, new_memory, seconds, len(training), len(replay))
+    candidate = _write_candidate(inputs, folder, model, result, new_memory, seconds, len(training), len(replay))
     write_json(
         folder / "held_out.json",
         [
@@ -177,64 +139,6 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
     (folder / "checkpoint.pt").unlink(missing_ok=True)
     logger.info("fine_tune steps=%d seconds=%.1f key=%s", result.num_steps, seconds, candidate.candidate_key[:12])
     return candidate
-
-
-def _start(inputs: FineTuneInputs, parent_dir: Path | None) -> AnomalyModel:
-    wanted, settings = recipe(inputs.recipe), inputs.settings
-    if parent_dir is not None:
-        return carry_on(load_model(parent_dir), wanted, where=str(parent_dir / CONFIG_NAME))
-    model = build_model(wanted, seed=settings.seed)
-    cache = _checkpoints(inputs)
-    if isinstance(model, Isstad) and model.config.model.start == "mae_checkpoint":
-        load_mae_checkpoint(model, settings.teacher_checkpoint, settings.teacher_sha256, cache)
-    if isinstance(model, TwoStream) and model.config.model.student_init == "mobile_sam":
-        start_students_from_mobile_sam(model, settings.student_checkpoint, settings.student_sha256, cache)
-    return model
-
-
-def _checkpoints(inputs: FineTuneInputs) -> Path:
-    return Path(inputs.run.work_dir) / "checkpoints"
-
-
-def _device(settings: FineTuneSettings) -> torch.device:
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("fine_tune.device is 'cuda', but torch sees no GPU; use 'auto' or 'cpu' to allow the CPU")
-    use_gpu = settings.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if use_gpu else "cpu")
-
-
-def _with_less_memory(train: Callable[[int], FitResult]) -> FitResult:
-    """Train, and where the device has not the memory, once more with half of each batch at a time."""
-    try:
-        return train(1)
-    except torch.OutOfMemoryError as error:
-        logger.warning("out of memory, going on with half of each batch at a time: %s", error)
-    gc.collect()  # what the failed attempt held is in its frames
-    torch.cuda.empty_cache()
-    try:
-        return train(2)
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            "the device ran out of memory, and did so again with half of each batch at a time; free it, choose a "
-            f"smaller recipe, or set fine_tune.device: {error}"
-        ) from error
-
-
-def _teacher(inputs: FineTuneInputs, config: AnyRecipe, device: torch.device) -> SamTeacher | None:
-    if isinstance(config, IsstadRecipe):
-        return None
-    name = config.model.teacher
-    if name == "lite0" or name == "random":  # noqa: PLR1714 - mypy narrows a literal only by comparison
-        return None
-    settings = inputs.settings
-    teacher = load_sam_teacher(
-        name,
-        settings.teacher_checkpoint,
-        settings.teacher_sha256,
-        _checkpoints(inputs),
-        image_size=config.image_size,
-    )
-    return teacher.to(device)
 
 
 def _normals(inputs: FineTuneInputs) -> tuple[list[NormalImage], list[NormalImage]]:
@@ -322,26 +226,6 @@ def _write_candidate(
         training_seconds=round(seconds, 3),
         curves_path=str(folder / "curves.json"),
     )
-
-
-@contextmanager
-def _save_on_sigterm(checkpointer: Checkpointer) -> Iterator[None]:
-    """On SIGTERM save at the next step and leave as "worth a retry", so that the next attempt goes on from there."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        del signum, frame
-        checkpointer.stop_requested = True
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except InterruptedError as error:
-        raise TransientError(f"training was asked to stop; {checkpointer.path} holds its state") from error
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -50,6 +50,10 @@ class Checkpointer:
         """Whether the interval is over."""
         return self.stop_requested or self.clock() - self._last >= self.interval_s
 
+    def saved_elsewhere(self) -> None:
+        """Another process has just saved for this one as well."""
+        self._last = self.clock()
+
     def save(self, state: dict[str, Any]) -> None:
         """Write the state: temporary sibling, flush to disk, rename."""
         partial = self.path.with_suffix(".part")

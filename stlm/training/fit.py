@@ -20,6 +20,7 @@ from stlm.models.registry import AnomalyModel
 from stlm.models.two_stream import TwoStream
 from stlm.nn.encoders import Features, PlainProjection
 from stlm.nn.teachers import SamTeacher
+from stlm.training import world
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.isstad import fit_isstad
 from stlm.training.loop import StageRun, num_steps, run_stage
@@ -45,6 +46,7 @@ def fit(
     cache_dir: Path | None = None,
     max_seconds: float = math.inf,
     parts: int = 1,
+    bf16: bool = False,
 ) -> FitResult:
     """Train ``model`` in place on new normals, with replay of earlier ones.
 
@@ -61,12 +63,14 @@ def fit(
         cache_dir: Where pre-made corruptions are kept.
         max_seconds: Limit on the checkpointer's clock from now.
         parts: Of each batch, that are on the device one after the other; the step is that of the whole batch.
+        bf16: Products within the losses are taken in bfloat16 (autocast); weights and statistics stay float32.
 
     Returns:
         Steps and curves.
 
     Raises:
         TrainingDivergedError: A loss is not finite.
+        ConfigError: More processes train than a batch has images.
     """
     if isinstance(model, Isstad):
         return fit_isstad(
@@ -79,8 +83,9 @@ def fit(
             checkpointer=checkpointer,
             max_seconds=max_seconds,
             parts=parts,
+            bf16=bf16,
         )
-    state = checkpointer.load() if checkpointer is not None else None
+    state = world.one_first(checkpointer.load) if checkpointer is not None else None
     deadline = checkpointer.clock() + max_seconds if checkpointer is not None else math.inf
     # The trunk is frozen: what a first night begins with is what it ends with.
     new_features = functools.cache(functools.partial(trunk_features_of, model, new))
@@ -127,6 +132,7 @@ def fit(
             champion=champion,
             lr_scale=stage.update_lr_scale if has_parent else 1.0,
             parts=parts,
+            bf16=bf16,
             checkpointer=checkpointer,
             deadline_s=deadline,
             curves=curves,

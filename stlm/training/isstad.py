@@ -16,10 +16,11 @@ from stlm.config_isstad import IsstadDataConfig, IsstadStageConfig, RepairConfig
 from stlm.data.self_corruption import corrupt_by_shapes
 from stlm.losses import masked_patch_error, structural_similarity, weighted_pixel_cross_entropy
 from stlm.models.isstad import Isstad
+from stlm.training import world
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.loop import num_steps
 from stlm.training.samples import Normals
-from stlm.training.steps import FitResult, Point, Shares, StageLoop, parts_of, run_steps
+from stlm.training.steps import FitResult, Point, Shares, StageLoop, autocast, parts_of, run_steps
 
 __all__ = ["fit_isstad", "learning_rate", "random_crop", "repair_losses"]
 
@@ -40,6 +41,8 @@ class _Source:
     """Of replayed images in a batch."""
     parts: int
     """Of each batch, that are on the device one after the other."""
+    bf16: bool
+    """Whether products within the losses are taken in bfloat16."""
 
     def draw(self, rng: np.random.Generator) -> Tensor:
         """A batch, new images first; with replacement."""
@@ -63,6 +66,7 @@ def fit_isstad(
     checkpointer: Checkpointer | None = None,
     max_seconds: float = math.inf,
     parts: int = 1,
+    bf16: bool = False,
 ) -> FitResult:
     """Train ``model`` in place on new normals, with replay of earlier ones.
 
@@ -76,14 +80,16 @@ def fit_isstad(
         checkpointer: Resumes where it left off, and saves on its interval.
         max_seconds: Limit on the checkpointer's clock from now.
         parts: Of each batch, that are on the device one after the other; the step is that of the whole batch.
+        bf16: Products within the losses are taken in bfloat16 (autocast); weights and statistics stay float32.
 
     Returns:
         Steps and curves.
 
     Raises:
         TrainingDivergedError: A loss is not finite.
+        ConfigError: More processes train than a batch has images.
     """
-    state = checkpointer.load() if checkpointer is not None else None
+    state = world.one_first(checkpointer.load) if checkpointer is not None else None
     deadline = checkpointer.clock() + max_seconds if checkpointer is not None else math.inf
     share = model.config.replay_share if len(replay) else 0.0
     images = [_exposed(model, normals) for normals in (new, replay)]
@@ -100,7 +106,7 @@ def fit_isstad(
         resumed = state if state is not None and index == first_stage else None
         if stage.name == "repair" and not has_parent and resumed is None:
             model.deepen()
-        source = _Source(model=model, stage=stage, new=images[0], replay=images[1], share=share, parts=parts)
+        source = _Source(model=model, stage=stage, new=images[0], replay=images[1], share=share, parts=parts, bf16=bf16)
         steps_per_pass = max(1, round(len(new) / (stage.batch_size * (1.0 - share))))
         loop = _loop(source, index, steps, steps_per_pass, seed=seed, has_parent=has_parent)
         loop.checkpointer, loop.deadline_s, loop.curves = checkpointer, deadline, curves
@@ -174,9 +180,10 @@ def _masked_step(source: _Source, rng: np.random.Generator) -> Shares:
     noise = torch.from_numpy(rng.random((len(images), model.grid[0] * model.grid[1])))
     for rows in parts_of(len(images), source.parts):
         normalised = model.normalise(images[rows].to(device), stage=0)
-        predicted, target, hidden = model.predict_hidden(normalised, noise[rows].to(device), source.stage.mask_ratio)
-        share = len(normalised) / len(images)
-        yield share, {"masked_mse": masked_patch_error(predicted, target, hidden)}
+        with autocast(device, bf16=source.bf16):
+            hidden = model.predict_hidden(normalised, noise[rows].to(device), source.stage.mask_ratio)
+            error = masked_patch_error(*hidden)
+        yield len(normalised) / len(images), {"masked_mse": error}
 
 
 def random_crop(image: Tensor, data: IsstadDataConfig, rng: np.random.Generator) -> Tensor:
@@ -219,7 +226,9 @@ def _repair_step(source: _Source, rng: np.random.Generator) -> Shares:
         dirty = torch.stack(corrupted[rows]).to(device)
         target = torch.stack(clean[rows]).to(device) if config.repair.clean_target else dirty
         painted = torch.stack(masks[rows]).to(device)
-        yield len(painted) / len(masks), repair_losses(model, dirty, target, painted, config.repair)
+        with autocast(device, bf16=source.bf16):
+            losses = repair_losses(model, dirty, target, painted, config.repair)
+        yield len(painted) / len(masks), losses
 
 
 def repair_losses(

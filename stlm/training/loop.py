@@ -16,7 +16,7 @@ from stlm.nn.encoders import Features, mask_features
 from stlm.nn.teachers import Teacher
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.samples import Samples, TrainingBatch
-from stlm.training.steps import Point, Shares, StageLoop, parts_of, run_steps
+from stlm.training.steps import Point, Shares, StageLoop, autocast, parts_of, run_steps
 
 __all__ = ["StageRun", "num_steps", "pixel_losses", "run_stage"]
 
@@ -43,6 +43,8 @@ class StageRun:
     """Factor on all learning rates of the stage."""
     parts: int = 1
     """Of each batch, that are on the device one after the other."""
+    bf16: bool = False
+    """Whether products within the losses are taken in bfloat16."""
     checkpointer: Checkpointer | None = None
     deadline_s: float = math.inf
     """On the checkpointer's clock; the stage ends at the next step after it."""
@@ -120,15 +122,19 @@ def _targets(run: StageRun, view: Features, kept: tuple[Tensor, ...]) -> Levels:
         return run.model.teacher_levels(run.model.standardise(view))
 
 
-def _masked_losses(run: StageRun, batch: TrainingBatch, rng: np.random.Generator) -> dict[str, Tensor]:
-    clean = run.model.standardise(batch.clean)
-    rows, columns = clean[-1].shape[-2:] if run.model.trunk is not None else _IMAGE_GRID
+def _draw_kept(run: StageRun, batch: TrainingBatch, rng: np.random.Generator) -> Tensor:
+    """``(B, gh, gw)`` bool: the cells that are not hidden."""
+    rows, columns = batch.clean[-1].shape[-2:] if run.model.trunk is not None else _IMAGE_GRID
     cells = rows * columns
     hidden = max(1, round(cells * run.stage.mask_ratio))
     keep = np.ones((len(batch.mask), cells), dtype=np.bool_)
     for row in keep:
         row[rng.permutation(cells)[:hidden]] = False
-    kept = torch.from_numpy(keep).view(-1, rows, columns).to(batch.mask.device)
+    return torch.from_numpy(keep).view(-1, rows, columns).to(batch.mask.device)
+
+
+def _masked_losses(run: StageRun, batch: TrainingBatch, kept: Tensor) -> dict[str, Tensor]:
+    clean = run.model.standardise(batch.clean)
     targets = _targets(run, batch.clean, batch.clean_targets)
     streams = run.model.streams(clean, mask_features(clean, kept))
     return {
@@ -182,13 +188,12 @@ def run_stage(run: StageRun, resumed: dict[str, Any] | None) -> bool:
 
     def losses(rng: np.random.Generator) -> Shares:
         batch = _draw(run, rng)
-        masked = run.stage.name == "masked_reconstruction"
+        kept = _draw_kept(run, batch, rng) if run.stage.name == "masked_reconstruction" else None
         for rows in parts_of(len(batch.mask), run.parts):
             part = batch.rows(rows)
-            yield (
-                len(part.mask) / len(batch.mask),
-                _masked_losses(run, part, rng) if masked else pixel_losses(run, part),
-            )
+            with autocast(part.mask.device, bf16=run.bf16):
+                losses = pixel_losses(run, part) if kept is None else _masked_losses(run, part, kept[rows])
+            yield len(part.mask) / len(batch.mask), losses
 
     loop = StageLoop(
         model=run.model,

@@ -26,6 +26,7 @@ from stlm.data.transforms import preprocess, read_image
 from stlm.models.two_stream import TwoStream
 from stlm.nn.encoders import Features
 from stlm.nn.teachers import Teacher
+from stlm.training import world
 
 __all__ = ["Normals", "Samples", "TrainingBatch", "build_samples", "load_normals", "trunk_features_of"]
 
@@ -196,9 +197,20 @@ class Samples:
 
     def _fill(self, cache_dir: Path | None, label: str) -> _Bank:
         pairs = [(i, r) for r in range(self._repetitions) for i in range(len(self.normals))]
+        starts = range(0, len(pairs), _SHARD)
+        if cache_dir is not None and world.size() > 1:
+            # Each process makes its share, and finds the others' below.
+            self._make(pairs, starts[world.rank() :: world.size()], cache_dir, label)
+            world.wait_for_all()
+        return _Bank(self._make(pairs, starts, cache_dir, label))
+
+    def _make(
+        self, pairs: Sequence[tuple[int, int]], starts: Sequence[int], cache_dir: Path | None, label: str
+    ) -> list[dict[str, Tensor] | Path]:
+        """The shards that begin at ``starts``; those that lie in the cache are not made again."""
         shards: list[dict[str, Tensor] | Path] = []
         identity = "" if cache_dir is None else self._identity()
-        for start in tqdm(range(0, len(pairs), _SHARD), desc=f"corrupt {label}", unit="shard", disable=None):
+        for start in tqdm(starts, desc=f"corrupt {label}", unit="shard", disable=None):
             path = None if cache_dir is None else cache_dir / f"{label}-{start:07d}.safetensors"
             if path is not None and path.exists() and _identity_of(path) == identity:
                 shards.append(path)
@@ -212,7 +224,7 @@ class Samples:
                 partial.replace(path)
             shards.append(shard if path is None or self._teacher is None else path)
             logger.info("corrupting %s images: %d of %d", label, min(start + _SHARD, len(pairs)), len(pairs))
-        return _Bank(shards)
+        return shards
 
     def _shard(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         corrupted, clean, masks = self._features(pairs)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stlm.errors import TrainingDivergedError
+from stlm.errors import ConfigError, TrainingDivergedError
+from stlm.training import world
 from stlm.training.checkpoint import Checkpointer
 
-__all__ = ["FitResult", "Point", "Shares", "StageLoop", "parts_of", "run_steps"]
+__all__ = ["FitResult", "Point", "Shares", "StageLoop", "autocast", "parts_of", "run_steps"]
 
 logger = logging.getLogger(__name__)
 Point = dict[str, float]
@@ -75,8 +76,11 @@ def run_steps(loop: StageLoop, resumed: dict[str, Any] | None) -> bool:
 
     Raises:
         TrainingDivergedError: A loss is not finite.
+        ConfigError: There are more processes than images in a batch, or the stage lets gradients pile up.
         InterruptedError: The checkpointer was asked to stop; its file holds the state.
     """
+    if world.size() > 1 and not all(loop.clears(step) for step in range(loop.steps)):
+        raise ConfigError(f"stage {loop.name} lets gradients pile up, which several processes cannot share")
     full_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in loop.optimizers]
     first = _resume(loop, resumed) if resumed is not None else 0
     loop.model.train()
@@ -85,7 +89,7 @@ def run_steps(loop: StageLoop, resumed: dict[str, Any] | None) -> bool:
             range(first, loop.steps), initial=first, total=loop.steps, desc=loop.name, unit="step", disable=None
         ):
             rng = np.random.default_rng([loop.seed, loop.index, step])
-            torch.manual_seed(int(rng.integers(2**31)))
+            torch.manual_seed(int(rng.integers(2**31)) + world.rank())  # dropout: each process has rows of its own
             factor = loop.rate(step)
             for optimizer, rates in zip(loop.optimizers, full_rates, strict=True):
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -96,36 +100,66 @@ def run_steps(loop: StageLoop, resumed: dict[str, Any] | None) -> bool:
             for optimizer in loop.optimizers:
                 optimizer.step()
             _record(loop, step, values)
-            if loop.checkpointer is not None:
-                if loop.checkpointer.due():
-                    loop.checkpointer.save(_state(loop, step + 1))
-                if loop.checkpointer.stop_requested:
-                    raise InterruptedError(f"stage {loop.name} stopped after step {step + 1}")
-                if loop.checkpointer.clock() > loop.deadline_s:
-                    logger.warning("stage=%s stopped by its time limit at step %d", loop.name, step + 1)
-                    return False
+            if loop.checkpointer is not None and not _goes_on(loop, loop.checkpointer, step):
+                return False
+        world.average(_running_statistics(loop.model))
     finally:
         loop.model.eval()
     return True
 
 
+def _goes_on(loop: StageLoop, checkpointer: Checkpointer, step: int) -> bool:
+    """Save where it is time to; False when there is no time left."""
+    flags = (checkpointer.due(), checkpointer.stop_requested, checkpointer.clock() > loop.deadline_s)
+    device = next(loop.model.parameters()).device
+    due, stopped, late = world.any_of(flags, device) if world.size() > 1 else flags
+    if due:
+        world.average(_running_statistics(loop.model))
+        if world.is_first():
+            checkpointer.save(_state(loop, step + 1))
+        else:
+            checkpointer.saved_elsewhere()
+        world.wait_for_all()
+    if stopped:
+        raise InterruptedError(f"stage {loop.name} stopped after step {step + 1}")
+    if late:
+        logger.warning("stage=%s stopped by its time limit at step %d", loop.name, step + 1)
+    return not late
+
+
+def _running_statistics(model: nn.Module) -> list[Tensor]:
+    """Of batch norm: each process has seen its own rows only."""
+    return [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
+
+
 def parts_of(count: int, parts: int) -> list[slice]:
-    """``count`` rows in at most so many runs of one length, but for the last."""
-    length = max(1, math.ceil(count / parts))
-    return [slice(start, min(start + length, count)) for start in range(0, count, length)]
+    """This process's share of ``count`` rows, in at most so many runs of one length, but for the last."""
+    rank, size = world.rank(), world.size()
+    if count < size:
+        raise ConfigError(f"a batch of {count} cannot be shared by {size} processes; start at most {count}")
+    start, stop = count * rank // size, count * (rank + 1) // size
+    length = max(1, math.ceil((stop - start) / parts))
+    return [slice(first, min(first + length, stop)) for first in range(start, stop, length)]
+
+
+def autocast(device: torch.device, *, bf16: bool) -> torch.autocast:
+    """Products are taken in bfloat16 within it, if they shall be."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def _backward(loop: StageLoop, step: int, rng: np.random.Generator) -> Point:
     """Add the gradients of the step's batch; the terms of its loss."""
-    values: Point = {}
+    terms: dict[str, Tensor] = {}
     for share, losses in loop.losses(rng):
-        total = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(total):
-            found = " ".join(f"{name}={value.item():.4g}" for name, value in losses.items())
-            raise TrainingDivergedError(f"stage {loop.name}, step {step}: loss is not finite ({found})")
-        (total * share).backward()  # type: ignore[no-untyped-call]
+        (torch.stack([value.float() for value in losses.values()]).sum() * share).backward()  # type: ignore[no-untyped-call]
         for name, value in losses.items():
-            values[name] = values.get(name, 0.0) + share * value.item()
+            terms[name] = terms.get(name, 0.0) + share * value.detach().float()
+    world.add_up([p.grad for p in _trained(loop) if p.grad is not None])
+    world.add_up(list(terms.values()))
+    values = {name: value.item() for name, value in terms.items()}
+    if not math.isfinite(sum(values.values())):
+        found = " ".join(f"{name}={value:.4g}" for name, value in values.items())
+        raise TrainingDivergedError(f"stage {loop.name}, step {step}: loss is not finite ({found})")
     return values
 
 
