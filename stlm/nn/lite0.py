@@ -107,7 +107,8 @@ def _lite0_weights() -> dict[str, Tensor]:
     if digest != EFFICIENTNET_LITE0_SHA256:
         raise WeightsError(f"{path}: expected sha256 {EFFICIENTNET_LITE0_SHA256}, got {digest}")
     official: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    with torch.device("meta"):  # for its names alone; random weights would draw on the seed of whoever comes first
+        network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     stages = network.blocks
     places = [(stage, block) for stage, members in enumerate(stages) for block in range(len(members))]
     return {_timm_name(name, places): value for name, value in official.items()}
