@@ -147,8 +147,13 @@ def _together(job: TrainingJob, parts: int) -> tuple[AnomalyModel, FitResult]:
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "--max-restarts=0",
          "-m", "components._training", str(folder), str(parts), str(os.getpid())]
     )  # fmt: skip
-    with _passing_sigterm_on(process):
-        code = process.wait()
+    try:
+        with _on_sigterm(process.terminate):  # torchrun hands it to the processes that train
+            code = process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
     if (folder / _ERROR).exists():
         kind, text = json.loads((folder / _ERROR).read_text(encoding="utf-8"))
         raise _KINDS[kind](text)
@@ -163,19 +168,21 @@ def _together(job: TrainingJob, parts: int) -> tuple[AnomalyModel, FitResult]:
 
 
 @contextmanager
-def _passing_sigterm_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """SIGTERM goes to ``torchrun``, which hands it to the processes that train."""
+def _on_sigterm(act: Callable[[], None]) -> Iterator[None]:
+    """Have SIGTERM call ``act`` within the block; signals reach the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        del signum, frame
+        act()
+
+    before = signal.signal(signal.SIGTERM, handle)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
 
 
 def _start(job: TrainingJob) -> AnomalyModel:
@@ -244,21 +251,15 @@ def _teacher(job: TrainingJob, config: AnyRecipe, device: torch.device) -> SamTe
 @contextmanager
 def _save_on_sigterm(checkpointer: Checkpointer) -> Iterator[None]:
     """On SIGTERM save at the next step and leave as "worth a retry", so that the next attempt goes on from there."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        del signum, frame
+    def stop() -> None:
         checkpointer.stop_requested = True
 
-    before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        with _on_sigterm(stop):
+            yield
     except InterruptedError as error:
         raise TransientError(f"training was asked to stop; {checkpointer.path} holds its state") from error
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def main(folder: str, parts: str, owner: str) -> int:

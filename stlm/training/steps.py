@@ -111,8 +111,7 @@ def run_steps(loop: StageLoop, resumed: dict[str, Any] | None) -> bool:
 def _goes_on(loop: StageLoop, checkpointer: Checkpointer, step: int) -> bool:
     """Save where it is time to; False when there is no time left."""
     flags = (checkpointer.due(), checkpointer.stop_requested, checkpointer.clock() > loop.deadline_s)
-    device = next(loop.model.parameters()).device
-    due, stopped, late = world.any_of(flags, device) if world.size() > 1 else flags
+    due, stopped, late = world.any_of(flags, next(loop.model.parameters()).device)
     if due:
         world.average(_running_statistics(loop.model))
         if world.is_first():

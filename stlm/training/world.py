@@ -67,6 +67,8 @@ def average(tensors: Sequence[Tensor]) -> None:
 
 def any_of(flags: Iterable[bool], device: torch.device) -> list[bool]:
     """Each flag: whether it is raised in any of the processes."""
+    if size() == 1:
+        return list(flags)
     raised = torch.tensor([float(flag) for flag in flags], device=device)
     add_up([raised])
     return [bool(value) for value in raised.tolist()]
