@@ -127,7 +127,13 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
     write_json(
         folder / "held_out.json",
         [
-            {"path": str(images / i.path), "sha256": i.sha256, "night": i.night, "doubtful": i.doubtful}
+            {
+                "path": str(images / i.path),
+                "sha256": i.sha256,
+                "night": i.night,
+                "part": i.part,
+                "doubtful": i.doubtful,
+            }
             for i in held_out_memory
         ],
     )

@@ -162,8 +162,6 @@ def accept_images(
     lot = lot or f"{date.replace('-', '')}-screened"
     manifest = lot_manifest(images, key, lot, date).encode()
     storage, place = open_landing(landing, s3_endpoint_url), f"{key.path}/{lot}"
-    if storage.exists(f"{place}/manifest.json") and storage.read(f"{place}/manifest.json") != manifest:
-        raise InputError(f"{storage.uri}/{place} is there already with other images; name another lot with --lot")
     deliver(storage, place, images, manifest)
     said = list(decisions.decisions.values())
     logger.info("screen lot=%s accepted=%d", lot, len(accepted))

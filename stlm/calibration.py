@@ -7,11 +7,16 @@ process then raises one with probability at most ``a``, whatever the distributio
 With fewer than ``1/a - 1`` normals (19 for 5 %) no threshold can promise ``a``: the largest held-out score is taken,
 which promises ``1 / (n + 1)``. ``promised_false_alarm_rate`` always says what holds, and the interval how far the
 threshold may move with another draw of normals; with less than about ``2/a`` normals it is wide.
+
+Pictures of one part resemble each other, so that ten of them are not ten normals. Where parts are known, ``n`` counts
+parts, each weighs the same however often it was photographed, and the promise is for a picture of a new part
+(hierarchical conformal prediction, Lee, Barber and Willett, 2023).
 """
 
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -80,6 +85,7 @@ def calibrate_threshold(
     scores: npt.ArrayLike,
     target_false_alarm_rate: float,
     *,
+    parts: Sequence[str] | None = None,
     ceiling: float | None = None,
     seed: int = 0,
     bootstrap_samples: int = 1000,
@@ -90,9 +96,11 @@ def calibrate_threshold(
     Args:
         scores: ``(N,)`` scores of held-out normals.
         target_false_alarm_rate: Share of normals that may raise an alarm, in (0, 1).
+        parts: For each score the part in the picture; empty where it is not known, and each such picture counts as a
+            part of its own. ``None``: no part is known.
         ceiling: The threshold is not above this, one of the scores: a bound for where the highest ones are not surely
             normals. What is promised then is what the scores above it allow.
-        seed: Of the bootstrap.
+        seed: Of the bootstrap, which draws parts.
         bootstrap_samples: Resamples behind the interval.
         confidence: Of the interval.
 
@@ -104,17 +112,23 @@ def calibrate_threshold(
     """
     if not 0 < target_false_alarm_rate < 1:
         raise ValueError(f"target_false_alarm_rate must be within (0, 1), got {target_false_alarm_rate}")
-    values = np.sort(np.asarray(scores, dtype=np.float64).ravel())
-    num = values.size
-    if num == 0:
+    values = np.asarray(scores, dtype=np.float64).ravel()
+    if values.size == 0:
         raise MetricUndefinedError("no held-out normal to calibrate the threshold on")
     if not np.isfinite(values).all():
-        raise MetricUndefinedError(f"{np.count_nonzero(~np.isfinite(values))} of {num} held-out scores are not finite")
-    # The product is rounded first: 20 * 0.95 must not become 19.000000000000004 and then 20.
-    rank = min(num, math.ceil(round((num + 1) * (1 - target_false_alarm_rate), 9)))
+        bad = np.count_nonzero(~np.isfinite(values))
+        raise MetricUndefinedError(f"{bad} of {values.size} held-out scores are not finite")
+    order = np.argsort(values, kind="stable")
+    values, owners = values[order], _owners(parts, values.size)[order]
+    pictures = np.bincount(owners)
+    num = pictures.size
+    # Parts at or below each value, a part of several pictures in shares. Sums of shares are rounded: 20 * 0.95 must
+    # not become 19.000000000000004 and then 20.
+    below = np.round(np.cumsum(1.0 / pictures[owners]), 9)
+    rank = min(int(np.searchsorted(below, round((num + 1) * (1 - target_false_alarm_rate), 9))), values.size - 1)
     if ceiling is not None:
-        rank = min(rank, max(1, int(np.count_nonzero(values <= ceiling))))
-    promised = (num + 1 - rank) / (num + 1)
+        rank = min(rank, max(0, int(np.count_nonzero(values <= ceiling)) - 1))
+    promised = float(num + 1 - below[rank]) / (num + 1)
     if promised > target_false_alarm_rate + 1e-9:
         logger.warning(
             "normals=%d are too few to promise a false-alarm rate of %.3f; promised=%.3f",
@@ -122,14 +136,28 @@ def calibrate_threshold(
             target_false_alarm_rate,
             promised,
         )
-    draws = np.random.default_rng(seed).integers(num, size=(bootstrap_samples, num))
-    thresholds = np.sort(values[draws], axis=1)[:, rank - 1]
+    rng = np.random.default_rng(seed)
+    thresholds = np.empty(bootstrap_samples)
+    for row in range(bootstrap_samples):
+        drawn = np.bincount(rng.integers(num, size=num), minlength=num)
+        thresholds[row] = values[np.searchsorted(np.round(np.cumsum((drawn / pictures)[owners]), 9), below[rank])]
     low, high = np.quantile(thresholds, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Calibration(
-        threshold=float(values[rank - 1]),
+        threshold=float(values[rank]),
         target_false_alarm_rate=target_false_alarm_rate,
         promised_false_alarm_rate=promised,
-        num_normals=num,
+        num_normals=values.size,
         interval=(float(low), float(high)),
         confidence=confidence,
     )
+
+
+def _owners(parts: Sequence[str] | None, num: int) -> npt.NDArray[np.int64]:
+    """``(num,)`` number of the part in each picture."""
+    if parts is None:
+        return np.arange(num)
+    if len(parts) != num:
+        raise ValueError(f"expected a part for each of {num} scores, got {len(parts)}")
+    # A nameless picture gets a key that no name can be.
+    keys: dict[str | int, int] = {}
+    return np.array([keys.setdefault(part or row, len(keys)) for row, part in enumerate(parts)])

@@ -28,6 +28,8 @@ class ListedImage:
     path: Path
     sha256: str
     night: str
+    part: str = ""
+    """Serial number of the part in the picture, if known."""
     doubtful: bool = False
     """Screening kept it from training without being sure that it is defective."""
 
@@ -84,6 +86,7 @@ def read_listing(candidate: CandidateRef, name: str, run: RunRef) -> list[Listed
                 path=Path(entry["path"]),
                 sha256=str(entry["sha256"]),
                 night=str(entry.get("night", run.partition)),
+                part=str(entry.get("part", "")),
                 doubtful=bool(entry.get("doubtful", False)),
             )
             for entry in json.loads(listing.read_text("utf-8"))
@@ -130,6 +133,7 @@ def calibrate(
     calibration = calibrate_threshold(
         scores["candidate"],
         settings.target_false_alarm_rate,
+        parts=[entry.part for entry in entries],
         # Doubtful images say how many good ones score high, but some are defects: none of them sets the threshold.
         ceiling=float(sure.max()) if sure.size else None,
         seed=seed_of("calibrate", candidate.candidate_key),

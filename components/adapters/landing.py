@@ -59,9 +59,14 @@ def deliver(
         images: Name in the lot -> file.
         manifest: Written last; ``None`` for a lot that is not complete.
         manifest_name: Its name.
+
+    Raises:
+        InputError: There is a lot of this name with other images.
     """
     last = f"{place}/{manifest_name}"
-    if manifest is not None and storage.exists(last) and storage.read(last) == manifest:
+    if manifest is not None and storage.exists(last):
+        if storage.read(last) != manifest:
+            raise InputError(f"{storage.uri}/{place} is there already with other images; name another lot with --lot")
         return
     for name, path in images.items():
         storage.put(f"{place}/{name}", path)

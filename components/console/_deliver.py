@@ -43,8 +43,6 @@ def deliver(workspace: Workspace, *, folder: str, key: str, night: str, lot: str
     name = lot or (source.name if source.name.startswith(day) else f"{day}-{source.name}")
     manifest = lot_manifest(images, model.key, name, night).encode()
     place, storage = f"{model.key.path}/{name}", open_landing(config.paths.landing, config.paths.s3_endpoint_url)
-    if storage.exists(f"{place}/{manifest_name}") and storage.read(f"{place}/{manifest_name}") != manifest:
-        raise InputError(f"{storage.uri}/{place} holds other pictures: choose another name with --lot")
     send(storage, place, images, manifest, manifest_name=manifest_name)
     print(f"{storage.uri}/{place}: {len(images)} pictures and {manifest_name}")
     return 0

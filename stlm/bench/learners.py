@@ -104,7 +104,8 @@ class _HoldsOut(abc.ABC):
         training, held_out = split_held_out(night, share=_HELD_OUT_SHARE, seed=self.seed)
         self._held_out = choose_replay((*self._held_out, *held_out), limit=_HELD_OUT_LIMIT, seed=self.seed)
         scores = score_images(self._train(training, held_out), [Path(image.path) for image in self._held_out]).scores
-        self._threshold = calibrate_threshold(scores, _FALSE_ALARM_RATE).threshold
+        parts = [image.part for image in self._held_out]
+        self._threshold = calibrate_threshold(scores, _FALSE_ALARM_RATE, parts=parts).threshold
 
     @property
     def threshold(self) -> float:
@@ -222,6 +223,12 @@ def _with_distillation(config: AnyRecipe, weight: float) -> RecipeConfig:
     return replace(_stlm(config), stages=stages)
 
 
+def _with_updates(config: AnyRecipe, **passes: float) -> RecipeConfig:
+    """Later nights with so many passes of the named stages, and none of the others."""
+    stages = tuple(replace(stage, update_passes=passes.get(stage.name, 0.0)) for stage in _stlm(config).stages)
+    return replace(_stlm(config), stages=stages)
+
+
 def _only(any_config: AnyRecipe, name: str, **changes: int) -> RecipeConfig:
     config = _stlm(any_config)
     stages = tuple(replace(stage, passes=0.0, update_passes=0.0) for stage in config.stages)
@@ -242,6 +249,12 @@ STRATEGIES: dict[str, Callable[[AnyRecipe, int], Learner]] = {
     "aggregation-only": lambda config, seed: StlmLearner(config=_with_aggregation_only(config), seed=seed),
     "distribution-only": lambda config, seed: StlmLearner(config=_only(config, "distribution"), seed=seed),
     "coreset-only": lambda config, seed: StlmLearner(config=_only(config, "memory", memory_size=5000), seed=seed),
+    "statistics-only": lambda config, seed: StlmLearner(config=_with_updates(config), seed=seed),
+    "pixel-stage-only": lambda config, seed: StlmLearner(config=_with_updates(config, pixel=8.0), seed=seed),
+    "pixel-stage-short": lambda config, seed: StlmLearner(config=_with_updates(config, pixel=2.0), seed=seed),
+    "masked-stage-only": lambda config, seed: StlmLearner(
+        config=_with_updates(config, masked_reconstruction=2.0), seed=seed
+    ),
     "joint": lambda config, seed: StlmLearner(config=config, seed=seed, joint=True),
     "patchcore": lambda _config, seed: PatchCoreLearner(seed=seed, max_size=5_000),
     "patchcore-newest": lambda _config, seed: PatchCoreLearner(seed=seed, max_size=5_000, accumulate=False),

@@ -24,7 +24,7 @@ from stlm.training import world
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.isstad import fit_isstad
 from stlm.training.loop import StageRun, num_steps, run_stage
-from stlm.training.samples import Normals, build_samples, trunk_features_of
+from stlm.training.samples import Normals, Samples, build_samples, trunk_features_of
 from stlm.training.steps import FitResult, Point
 
 __all__ = ["FitResult", "fit"]
@@ -95,16 +95,20 @@ def fit(
             assert isinstance(model.plain, PlainProjection)
             model.plain.projection.weight.copy_(model.embedding.projection[:, :, None, None])
     data = model.config.data
-    make_samples = functools.partial(
-        build_samples, model, textures=textures, seed=seed, cache_dir=cache_dir, teacher=teacher
-    )
-    new_samples = make_samples(new, repetitions=data.corruptions_per_image, label="new")
-    replay_samples = make_samples(replay, repetitions=data.replay_corruptions_per_image, label="replay")
-    assert new_samples is not None
+
+    @functools.cache
+    def samples() -> tuple[Samples, Samples | None]:
+        make = functools.partial(
+            build_samples, model, textures=textures, seed=seed, cache_dir=cache_dir, teacher=teacher
+        )
+        fresh = make(new, repetitions=data.corruptions_per_image, label="new")
+        assert fresh is not None
+        return fresh, make(replay, repetitions=data.replay_corruptions_per_image, label="replay")
+
     distils = has_parent and any(stage.distillation > 0 for stage in model.config.stages)
     champion = copy.deepcopy(model).eval() if distils else None
     trained_before = copy.deepcopy(_trained_state(model)) if has_parent and model.config.champion_share > 0 else {}
-    share = model.config.replay_share if replay_samples is not None else 0.0
+    share = model.config.replay_share if len(replay) else 0.0
     first_stage, curves, total, complete = 0, dict[str, list[Point]](), 0, True
     if state is not None:
         model.load_state_dict(state["model"])
@@ -119,6 +123,7 @@ def fit(
         if index < first_stage:
             continue
         resumed = state if state is not None and index == first_stage else None
+        new_samples, replay_samples = samples()  # a night whose stages are off corrupts nothing
         run = StageRun(
             model=model,
             stage=stage,

@@ -69,7 +69,7 @@ def test_pictures_that_an_interrupted_delivery_left_are_replaced(world: TinyWorl
 def test_a_lot_is_never_overwritten_by_another(world: TinyWorld, pictures: Path) -> None:
     _deliver(world, pictures)
     min(pictures.glob("*.png")).unlink()
-    with pytest.raises(InputError, match=r"holds other pictures.*--lot"):
+    with pytest.raises(InputError, match=r"already with other images.*--lot"):
         _deliver(world, pictures)
 
 

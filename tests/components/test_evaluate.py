@@ -223,6 +223,15 @@ def test_the_threshold_is_calibrated_on_the_held_out_normals(shared):
     assert report["champion"]["calibration"]["threshold"] == pytest.approx(0.3)
 
 
+def test_pictures_of_one_part_are_not_counted_as_several_normals(world):
+    listing = world.root / "candidate/held_out.json"
+    entries = json.loads(listing.read_text())
+    write_json(listing, [{**entry, "part": "ab"[i % 2]} for i, entry in enumerate(entries)])
+    evaluation = evaluate(world.inputs(write_golden(world.root / "golden", masks=True)))
+    stored = Calibration.from_json(Path(evaluation.report_path).with_name("calibration.json").read_text())
+    assert stored.promised_false_alarm_rate == pytest.approx(1 / 3)  # two parts, and the new one
+
+
 def test_a_second_call_and_a_second_work_folder_give_the_same_evaluation(shared, tmp_path):
     world, results = shared
     golden, evaluation = results["synthetic"]

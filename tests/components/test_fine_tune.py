@@ -105,6 +105,7 @@ def test_a_first_night_trains_from_the_teacher_and_a_second_from_the_champion(tm
     assert {image["night"] for image in replay["training"]} == set(NIGHTS[:2])
     held_out = json.loads((Path(second.package_dir).parent / "held_out.json").read_text(encoding="utf-8"))
     assert all(Path(image["path"]).exists() for image in held_out)
+    assert set(held_out[0]) == {"path", "sha256", "night", "part", "doubtful"}
     assert not {i["sha256"] for i in held_out} & {i["sha256"] for i in replay["training"]}
 
 

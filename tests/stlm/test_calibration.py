@@ -94,3 +94,34 @@ def test_scores_that_may_be_defects_count_but_never_set_the_threshold() -> None:
     # Where the quantile lies among the sure ones, the bound changes nothing; the doubtful ones raise it.
     assert calibrate_threshold(pooled, 0.3, ceiling=17.0).threshold == 14.0
     assert calibrate_threshold(sure, 0.3).threshold == 13.0
+
+
+def test_pictures_of_one_part_count_as_one_part():
+    """Ten parts were photographed thirty times each, thirty parts once; a new part comes once."""
+    rng = np.random.default_rng(5)
+    parts = [f"often {i}" for i in range(10) for _ in range(30)] + [f"once {i}" for i in range(30)]
+    rates: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(500):
+        of_part = dict(zip(dict.fromkeys(parts), rng.exponential(size=40), strict=True))
+        scores = [of_part[part] for part in parts]
+        for known, found_rates in rates.items():
+            found = calibrate_threshold(scores, 0.05, parts=parts if known else None, bootstrap_samples=1)
+            found_rates.append(math.exp(-found.threshold))
+    assert 0.03 <= np.mean(rates[True]) <= 0.05 + 0.005
+    assert np.mean(rates[False]) > 0.07
+
+
+def test_a_part_in_several_pictures_weighs_as_one_in_one_picture():
+    found = calibrate_threshold([1, 2, 3, 4, 4.1, 4.2, 4.3], 0.3, parts=["a", "b", "c", "d", "d", "d", "d"])
+    # Of four parts and the new one, 70 % are 3.5: as many lie at or below the second picture of the last part.
+    assert found.threshold == 4.1
+    assert found.promised_false_alarm_rate == pytest.approx(0.3)
+    assert found.num_normals == 7
+
+
+def test_pictures_of_unknown_parts_are_parts_of_their_own():
+    scores = np.random.default_rng(1).normal(size=50)
+    assert calibrate_threshold(scores, 0.1, parts=[""] * 50) == calibrate_threshold(scores, 0.1)
+    assert calibrate_threshold(scores, 0.1, parts=[str(i) for i in range(50)]) == calibrate_threshold(scores, 0.1)
+    with pytest.raises(ValueError, match="a part for each of 50 scores, got 2"):
+        calibrate_threshold(scores, 0.1, parts=["a", "b"])
