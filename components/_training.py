@@ -26,24 +26,12 @@ import torch
 from torch import distributed
 
 from components._cli import write_json
+from components._ingredients import device_of, new_model, sam_teacher, textures_of
 from components.config import FineTuneSettings
 from components.contracts import Contract, from_json
 from components.errors import InputError, TransientError
-from stlm.config_isstad import AnyRecipe, IsstadRecipe
-from stlm.data.synthesis import embedded_textures, read_textures
 from stlm.errors import StlmError
-from stlm.models.isstad import Isstad, load_mae_checkpoint
-from stlm.models.registry import (
-    CONFIG_NAME,
-    AnomalyModel,
-    build_model,
-    carry_on,
-    load_model,
-    save_model,
-    start_students_from_mobile_sam,
-)
-from stlm.models.two_stream import TwoStream
-from stlm.nn.teachers import SamTeacher, load_sam_teacher
+from stlm.models.registry import CONFIG_NAME, AnomalyModel, carry_on, load_model, save_model
 from stlm.recipes import recipe
 from stlm.training import world
 from stlm.training.checkpoint import Checkpointer
@@ -106,10 +94,10 @@ def _alone(job: TrainingJob, parts: int) -> tuple[AnomalyModel, FitResult]:
     settings, folder = job.settings, Path(job.folder)
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
-    device = _device(settings)
+    device = device_of(settings)
     # The first process fetches what has to be fetched.
     model = world.one_first(lambda: _start(job))
-    teacher = world.one_first(lambda: _teacher(job, model.config, device))
+    teacher = world.one_first(lambda: sam_teacher(model.config, settings, Path(job.checkpoints), device))
     checkpointer = Checkpointer(
         path=folder / "checkpoint.pt", identity=job.identity, interval_s=settings.checkpoint_seconds
     )
@@ -124,7 +112,7 @@ def _alone(job: TrainingJob, parts: int) -> tuple[AnomalyModel, FitResult]:
             replay=load(job.replay),
             held_out=load([image for image in job.held_out if not image.doubtful]),
             teacher=teacher,
-            textures=read_textures(Path(settings.textures)) if settings.textures else embedded_textures(),
+            textures=textures_of(settings),
             has_parent=job.parent_dir is not None,
             seed=settings.seed,
             checkpointer=checkpointer,
@@ -186,30 +174,11 @@ def _on_sigterm(act: Callable[[], None]) -> Iterator[None]:
 
 
 def _start(job: TrainingJob) -> AnomalyModel:
-    wanted, settings = recipe(job.recipe), job.settings
+    wanted = recipe(job.recipe)
     if job.parent_dir is not None:
         parent = Path(job.parent_dir)
         return carry_on(load_model(parent), wanted, where=str(parent / CONFIG_NAME))
-    model = build_model(wanted, seed=settings.seed)
-    cache = Path(job.checkpoints)
-    if isinstance(model, Isstad) and model.config.model.start == "mae_checkpoint":
-        load_mae_checkpoint(model, settings.teacher_checkpoint, settings.teacher_sha256, cache)
-    if isinstance(model, TwoStream) and model.config.model.student_init == "mobile_sam":
-        start_students_from_mobile_sam(model, settings.student_checkpoint, settings.student_sha256, cache)
-    return model
-
-
-def _device(settings: FineTuneSettings) -> torch.device:
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("fine_tune.device is 'cuda', but torch sees no GPU; use 'auto' or 'cpu' to allow the CPU")
-    if settings.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if settings.processes > torch.cuda.device_count():
-        raise InputError(
-            f"fine_tune.processes is {settings.processes}, but torch sees {torch.cuda.device_count()} GPUs; it is the "
-            "number of GPUs that share a training"
-        )
-    return torch.device("cuda", world.rank())  # all processes are on this machine
+    return new_model(wanted, job.settings, Path(job.checkpoints), seed=job.settings.seed)
 
 
 def _with_less_memory(
@@ -231,23 +200,6 @@ def _with_less_memory(
         ) from error
 
 
-def _teacher(job: TrainingJob, config: AnyRecipe, device: torch.device) -> SamTeacher | None:
-    if isinstance(config, IsstadRecipe):
-        return None
-    name = config.model.teacher
-    if name == "lite0" or name == "random":  # noqa: PLR1714 - mypy narrows a literal only by comparison
-        return None
-    settings = job.settings
-    teacher = load_sam_teacher(
-        name,
-        settings.teacher_checkpoint,
-        settings.teacher_sha256,
-        Path(job.checkpoints),
-        image_size=config.image_size,
-    )
-    return teacher.to(device)
-
-
 @contextmanager
 def _save_on_sigterm(checkpointer: Checkpointer) -> Iterator[None]:
     """On SIGTERM save at the next step and leave as "worth a retry", so that the next attempt goes on from there."""
@@ -267,7 +219,7 @@ def main(folder: str, parts: str, owner: str) -> int:
     job = from_json(TrainingJob, json.loads((Path(folder) / _JOB).read_text(encoding="utf-8")), where=_JOB)
     threading.Thread(target=_end_with, args=(int(owner),), daemon=True).start()
     try:
-        on_gpus = _device(job.settings).type == "cuda"
+        on_gpus = device_of(job.settings).type == "cuda"
         distributed.init_process_group("nccl" if on_gpus else "gloo", timeout=_PATIENCE)
         if on_gpus:
             torch.cuda.set_device(world.rank())

@@ -135,7 +135,7 @@ def paper() -> RecipeConfig:
     One stage, as published; the masked-reconstruction stage is off. What the publication leaves open: students start
     from random weights, as in the authors' code (``student_init``); normals are not turned, because the public
     per-category lists were chosen by hand (``max_rotation_deg``, ``quarter_turns``); and the last epoch is taken,
-    because the best one could only be chosen on test images.
+    because the best one could only be chosen on test images (``stlm bench mvtec --judge-every`` shows what it gives).
     """
     return RecipeConfig(
         name="paper",

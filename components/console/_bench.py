@@ -14,14 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from components._ingredients import device_of, new_model, sam_teacher, textures_of
 from components.console._kept import KeptResults, content_digest
+from components.console._workspace import Workspace
 from components.errors import InputError
 from components.files import write_file
-from stlm.bench.categories import CategoryRow, find_categories, run_category
+from stlm.bench.categories import CategoryRow, OnTheWay, find_categories, run_category
 from stlm.bench.drift import DriftResult, read_drift_nights, run_drift
 from stlm.bench.figures import FIGURES, Figures
-from stlm.bench.learners import learner
+from stlm.bench.learners import Ingredients, learner
 from stlm.errors import StlmError
+from stlm.recipes import recipe
 
 __all__ = ["bench_drift", "bench_mvtec"]
 
@@ -49,16 +52,26 @@ def _write(out: str, name: str, value: Any, page: str) -> None:
 
 
 def bench_mvtec(
-    *, root: str, categories: Sequence[str], methods: Sequence[str], recipe_name: str, seeds: Sequence[int], out: str
+    workspace: Workspace,
+    *,
+    root: str,
+    categories: Sequence[str],
+    methods: Sequence[str],
+    recipe_name: str,
+    seeds: Sequence[int],
+    judge_every: int,
+    out: str,
 ) -> int:
     """Every method on every category; mean and spread over the seeds.
 
     Args:
+        workspace: Names the checkpoints that the recipe wants, and the device.
         root: A category in MVTec layout, or a folder of them.
         categories: Names to keep; empty keeps all.
         methods: Strategies of ``stlm.bench.learners``.
         recipe_name: Recipe of the STLM ones.
         seeds: At least one.
+        judge_every: Also judge the recipe after each so many passes; 0: only at the end.
         out: Folder for JSON, page and single results, which the next run takes over; empty: none.
 
     Returns:
@@ -72,23 +85,35 @@ def bench_mvtec(
     try:
         for method in methods:
             learner(method, recipe_name, 0)
+        ingredients, settings = _ingredients(workspace, recipe_name)
         _say(f"{'category':14} {'method':17} {'seed':>4} " + " ".join(f"{_SHORT[n]:>7}" for n in FIGURES) + "  train s")
         for folder in find_categories(Path(root), categories):
             content = content_digest([folder])
             for seed, method in itertools.product(seeds, methods):
-                file = kept.file("mvtec", folder.name, method, seed, recipe=recipe_name, content=content)
+                facts = {"recipe": recipe_name, "content": content, "settings": settings, "judge_every": judge_every}
+                file = kept.file("mvtec", folder.name, method, seed, **facts)
                 known = kept.read(file)
                 if known:
                     row = _row_of(known)
                 else:
-                    row = run_category(folder, method=method, recipe_name=recipe_name, seed=seed)
+                    row = run_category(
+                        folder,
+                        method=method,
+                        recipe_name=recipe_name,
+                        seed=seed,
+                        ingredients=ingredients,
+                        judge_every=judge_every,
+                    )
                     kept.write(file, _value_of(row))
                 rows.append(row)
                 took = f"{row.training_seconds:8.0f}{' (kept from before)' if known else ''}"
                 _say(f"{row.category:14} {row.method:17} {row.seed:>4} {_cells(row)} {took}")
+                if row.on_the_way:
+                    best = _best_on_test(row)
+                    _say(f"{'':14} {best.method:17} {row.seed:>4} {_cells(best)} of {len(row.on_the_way)}")
     except StlmError as error:
         raise InputError(str(error)) from error
-    table = _means(rows)
+    table = _means([*rows, *(_best_on_test(row) for row in rows if row.on_the_way)])
     _say("\nMean over categories and seeds, +- standard deviation over seeds of the mean over categories; last epoch")
     for line in table:
         _say(line)
@@ -98,6 +123,25 @@ def bench_mvtec(
     return 0
 
 
+def _ingredients(workspace: Workspace, recipe_name: str) -> tuple[Ingredients, dict[str, Any]]:
+    """What the recipe's training takes, as ``[fine_tune]`` names it, and what of it decides figures."""
+    settings, checkpoints = workspace.config.fine_tune, Path(workspace.config.paths.work_dir) / "checkpoints"
+    device = device_of(settings)
+    ingredients = Ingredients(
+        new_model=lambda config, seed: new_model(config, settings, checkpoints, seed=seed),
+        teacher=sam_teacher(recipe(recipe_name), settings, checkpoints, device),
+        textures=textures_of(settings),
+        device=str(device),
+        bf16=settings.precision == "bf16",
+    )
+    names = ("teacher_sha256", "student_sha256", "precision")
+    return ingredients, {
+        **{name: getattr(settings, name) for name in names},
+        "textures": content_digest([Path(settings.textures)]) if settings.textures else "",
+        "device": device.type,
+    }
+
+
 def _value_of(row: CategoryRow) -> dict[str, Any]:
     facts: dict[str, Any] = dataclasses.asdict(row)
     figures: dict[str, Any] = facts.pop("figures")
@@ -105,8 +149,19 @@ def _value_of(row: CategoryRow) -> dict[str, Any]:
 
 
 def _row_of(value: dict[str, Any]) -> CategoryRow:
+    rest = {name: value[name] for name in value if name not in (*FIGURES, "on_the_way")}
+    on_the_way = [OnTheWay(passes=each["passes"], figures=Figures(**each["figures"])) for each in value["on_the_way"]]
     figures = Figures(**{name: value[name] for name in FIGURES})
-    return CategoryRow(figures=figures, **{name: value[name] for name in value if name not in FIGURES})
+    return CategoryRow(figures=figures, on_the_way=tuple(on_the_way), **rest)
+
+
+def _best_on_test(row: CategoryRow) -> CategoryRow:
+    """Each figure's best on the way, as if the epoch were chosen on the test images."""
+    best: dict[str, Any] = {}
+    for name in FIGURES:
+        known = [value for each in row.on_the_way if (value := getattr(each.figures, name)) is not None]
+        best[name] = max(known, default=None)
+    return dataclasses.replace(row, method="chosen on test", figures=Figures(**best))
 
 
 def _cells(row: CategoryRow) -> str:
@@ -135,11 +190,20 @@ def _means(rows: Sequence[CategoryRow]) -> list[str]:
 
 
 def bench_drift(
-    *, root: str, strategies: Sequence[str], recipe_name: str, seed: int, shuffle: bool, parts: str, out: str
+    workspace: Workspace,
+    *,
+    root: str,
+    strategies: Sequence[str],
+    recipe_name: str,
+    seed: int,
+    shuffle: bool,
+    parts: str,
+    out: str,
 ) -> int:
     """Every strategy through all nights of drift.
 
     Args:
+        workspace: Names the checkpoints that the recipe wants, and the device.
         root: Folder of folders in MVTec layout; each is a night, in the order of their names.
         strategies: Of ``stlm.bench.learners``.
         recipe_name: Recipe of the STLM ones.
@@ -156,18 +220,21 @@ def bench_drift(
     """
     results: list[DriftResult] = []
     try:
-        learners = [learner(name, recipe_name, seed) for name in strategies]
+        for name in strategies:
+            learner(name, recipe_name, seed)
+        ingredients, settings = _ingredients(workspace, recipe_name)
         nights = read_drift_nights(Path(root), shuffle_seed=seed if shuffle else None)
         known = _parts(Path(parts)) if parts else None
         kept, content = KeptResults(out), content_digest([Path(root)])
-        for name, one in zip(strategies, learners, strict=True):
+        for name in strategies:
             order = [night.name for night in nights]
             file = kept.file("drift", Path(root).name, name, seed, recipe=recipe_name, content=content, order=order,
-                             parts=known)  # fmt: skip
+                             parts=known, settings=settings)  # fmt: skip
             if value := kept.read(file):
                 result = DriftResult.from_json(value)
                 _say(f"{name:17} kept from before")
             else:
+                one = learner(name, recipe_name, seed, ingredients)
                 result = run_drift(one, nights, strategy=name, seed=seed, parts=known, tell=_say)
                 kept.write(file, result.to_json())
             results.append(result)
@@ -194,7 +261,7 @@ def _parts(path: Path) -> dict[str, str]:
 def _drift_table(results: Sequence[DriftResult]) -> list[str]:
     head = (
         f"{'strategy':17} {'I-AUROC':>8} {'PRO':>6} {'P-AP':>6}  {'forgetting (rel.)':>18} {'of PRO':>7} "
-        f"{'plasticity':>10} {'false alarms':>12} {'s/night':>8} {'replay MB':>9}"
+        f"{'plasticity':>10} {'false alarms':>12} {'recall':>6} {'s/night':>8} {'replay MB':>9}"
     )
     lines = [head]
     for result in results:
@@ -204,6 +271,7 @@ def _drift_table(results: Sequence[DriftResult]) -> list[str]:
             f"{result.strategy:17} {result.final_mean('image_auroc'):8.3f} {result.final_mean('pro'):6.3f} "
             f"{result.final_mean('pixel_ap'):6.3f}  {forgetting:>18} {result.forgetting('pro'):7.4f} "
             f"{result.plasticity('image_auroc'):10.3f} {result.false_alarms[-1].mean():12.3f} "
+            f"{result.recalls[-1].mean():6.3f} "
             f"{np.mean(later):8.0f} {result.replay_bytes[-1] / 1e6:9.1f}"
         )
     return lines
@@ -215,6 +283,7 @@ def _drift_page(results: Sequence[DriftResult]) -> str:
         parts.append(f"<h2>{html.escape(result.strategy)}</h2><div class='row'>")
         shown = [("image AUROC", result.matrices["image_auroc"]), ("PRO", result.matrices["pro"])]
         shown.append(("false alarms of the night's threshold", result.false_alarms))
+        shown.append(("recall at the night's threshold", result.recalls))
         parts += [_matrix(title, matrix, result) for title, matrix in shown if not np.isnan(matrix).all()]
         parts.append("</div>")
     return _page("Nights of drift", "\n".join(parts))

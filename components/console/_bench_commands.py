@@ -11,13 +11,14 @@ __all__ = ["add_bench_commands"]
 def _mvtec(workspace: Workspace, args: argparse.Namespace) -> int:
     from components.console._bench import bench_mvtec
 
-    del workspace
     return bench_mvtec(
+        workspace,
         root=args.root,
         categories=args.category,
         methods=["recipe", *args.peer],
         recipe_name=args.recipe,
         seeds=args.seed or [0],
+        judge_every=args.judge_every,
         out=args.out,
     )
 
@@ -25,8 +26,8 @@ def _mvtec(workspace: Workspace, args: argparse.Namespace) -> int:
 def _drift(workspace: Workspace, args: argparse.Namespace) -> int:
     from components.console._bench import bench_drift
 
-    del workspace
     return bench_drift(
+        workspace,
         root=args.root,
         strategies=args.strategy or ["recipe", "no-update"],
         recipe_name=args.recipe,
@@ -51,6 +52,13 @@ def add_bench_commands(commands: Any) -> None:
     categories.add_argument("--category", action="append", default=[], help="this category only; may repeat")
     categories.add_argument("--peer", action="append", default=[], help="also patchcore, stfpm or a strategy of drift")
     categories.add_argument("--seed", action="append", type=int, default=[], help="may repeat (0)")
+    categories.add_argument(
+        "--judge-every",
+        type=int,
+        default=0,
+        metavar="PASSES",
+        help="judge 'paper' also on the way and add the best, which is then chosen on test (0: at the end only)",
+    )
     text = "Let a detector live through nights of drift, one folder a night, and judge every state on every night."
     drift = protocols.add_parser("drift", help=text, description=text)
     drift.set_defaults(function=_drift)

@@ -49,8 +49,10 @@ class DriftResult:
     """Metric -> ``(nights, judged)``; NaN where a metric does not exist."""
     false_alarms: npt.NDArray[np.float64]
     """``(nights, judged)`` share of good test images above the threshold of that night."""
+    recalls: npt.NDArray[np.float64]
+    """``(nights, judged)`` share of defective test images above it."""
     frozen_false_alarms: npt.NDArray[np.float64]
-    """The same with the threshold of the first night: how far the scores themselves move."""
+    """False alarms with the threshold of the first night: how far the scores themselves move."""
     seconds: tuple[float, ...]
     replay_bytes: tuple[int, ...]
 
@@ -87,6 +89,7 @@ class DriftResult:
             "judged": list(self.judged),
             "matrices": {name: matrix.tolist() for name, matrix in self.matrices.items()},
             "false_alarms": self.false_alarms.tolist(),
+            "recalls": self.recalls.tolist(),
             "frozen_false_alarms": self.frozen_false_alarms.tolist(),
             "seconds": list(self.seconds),
             "replay_bytes": list(self.replay_bytes),
@@ -111,6 +114,7 @@ class DriftResult:
             judged=tuple(value["judged"]),
             matrices={name: np.array(rows) for name, rows in value["matrices"].items()},
             false_alarms=np.array(value["false_alarms"]),
+            recalls=np.array(value["recalls"]),
             frozen_false_alarms=np.array(value["frozen_false_alarms"]),
             seconds=tuple(value["seconds"]),
             replay_bytes=tuple(value["replay_bytes"]),
@@ -171,7 +175,7 @@ def run_drift(
     """
     judged_on = [(night.name, night.golden) for night in nights if night.golden is not None]
     matrices: dict[str, list[list[float]]] = {name: [] for name in _MATRICES}
-    alarms, frozen_alarms = [], []
+    alarms, recalls, frozen_alarms = [], [], []
     seconds, replay_bytes, first_threshold = [], [], None
     for night in nights:
         started = time.perf_counter()
@@ -179,12 +183,13 @@ def run_drift(
         seconds.append(time.perf_counter() - started)
         replay_bytes.append(learner.replay_bytes)
         first_threshold = learner.threshold if first_threshold is None else first_threshold
-        row = [judge(learner.detector, golden) for _, golden in judged_on]
+        row = [judge(learner.detector, golden, device=learner.device) for _, golden in judged_on]
         for name, rows in matrices.items():
             values = [getattr(judged.figures, name) for judged in row]
             rows.append([float("nan") if value is None else value for value in values])
-        alarms.append([_alarms(judged, learner.threshold) for judged in row])
-        frozen_alarms.append([_alarms(judged, first_threshold) for judged in row])
+        alarms.append([_alarms(judged, learner.threshold, defective=False) for judged in row])
+        recalls.append([_alarms(judged, learner.threshold, defective=True) for judged in row])
+        frozen_alarms.append([_alarms(judged, first_threshold, defective=False) for judged in row])
         cells = " ".join(f"{value:.3f}" for value in matrices["image_auroc"][-1])
         tell(f"{strategy:17} {night.name:>8}: image AUROC {cells}  {seconds[-1]:5.0f} s")
     return DriftResult(
@@ -194,11 +199,12 @@ def run_drift(
         judged=tuple(name for name, _ in judged_on),
         matrices={name: np.array(rows) for name, rows in matrices.items()},
         false_alarms=np.array(alarms),
+        recalls=np.array(recalls),
         frozen_false_alarms=np.array(frozen_alarms),
         seconds=tuple(seconds),
         replay_bytes=tuple(replay_bytes),
     )
 
 
-def _alarms(judged: Judged, threshold: float) -> float:
-    return float(np.mean(judged.scores[~judged.defective] > threshold))
+def _alarms(judged: Judged, threshold: float, *, defective: bool) -> float:
+    return float(np.mean(judged.scores[judged.defective == defective] > threshold))

@@ -1,9 +1,10 @@
 """Detectors that learn night by night, behind one interface: the product's own ways, and peers."""
 
 import abc
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -15,16 +16,26 @@ from stlm.bench.stfpm import Stfpm
 from stlm.calibration import calibrate_threshold
 from stlm.config import RecipeConfig
 from stlm.config_isstad import AnyRecipe
-from stlm.data.synthesis import embedded_textures
+from stlm.data.synthesis import FloatImage, embedded_textures
 from stlm.errors import ConfigError
 from stlm.evaluation import Detector, score_images
 from stlm.models.registry import AnomalyModel, build_model
+from stlm.nn.teachers import SamTeacher
 from stlm.recipes import recipe
 from stlm.training.fit import fit
 from stlm.training.replay import NormalImage, choose_replay, split_held_out
 from stlm.training.samples import Normals, load_normals
 
-__all__ = ["STRATEGIES", "Learner", "PatchCoreLearner", "StfpmLearner", "StlmLearner", "learner", "night_of"]
+__all__ = [
+    "STRATEGIES",
+    "Ingredients",
+    "Learner",
+    "PatchCoreLearner",
+    "StfpmLearner",
+    "StlmLearner",
+    "learner",
+    "night_of",
+]
 
 _HELD_OUT_SHARE = 0.15
 _HELD_OUT_LIMIT = 200
@@ -41,6 +52,11 @@ class Learner(Protocol):
     @property
     def detector(self) -> Detector:
         """As it stands."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where the detector is."""
         ...
 
     @property
@@ -85,11 +101,26 @@ def _load_tensor(images: Sequence[NormalImage], size: tuple[int, int]) -> Tensor
     return torch.from_numpy(_load(images, size).images).permute(0, 3, 1, 2) / 255.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ingredients:
+    """What training takes beside images, and where it runs."""
+
+    new_model: Callable[[AnyRecipe, int], AnomalyModel] = lambda config, seed: build_model(config, seed=seed)
+    """Of a recipe and a seed; untrained."""
+    teacher: SamTeacher | None = None
+    """On ``device``."""
+    textures: Sequence[FloatImage] = field(default_factory=embedded_textures)
+    device: str = "cpu"
+    bf16: bool = False
+
+
 @dataclass(kw_only=True)
 class _HoldsOut(abc.ABC):
     """What all learners do alike: hold normals out of every night, and set the threshold by them."""
 
     seed: int
+    device: str = "cpu"
+    """Where the detector is."""
 
     def __post_init__(self) -> None:
         self._held_out: tuple[NormalImage, ...] = ()
@@ -103,7 +134,8 @@ class _HoldsOut(abc.ABC):
         """See :class:`Learner`."""
         training, held_out = split_held_out(night, share=_HELD_OUT_SHARE, seed=self.seed)
         self._held_out = choose_replay((*self._held_out, *held_out), limit=_HELD_OUT_LIMIT, seed=self.seed)
-        scores = score_images(self._train(training, held_out), [Path(image.path) for image in self._held_out]).scores
+        detector = self._train(training, held_out)
+        scores = score_images(detector, [Path(image.path) for image in self._held_out], device=self.device).scores
         parts = [image.part for image in self._held_out]
         self._threshold = calibrate_threshold(scores, _FALSE_ALARM_RATE, parts=parts).threshold
 
@@ -128,9 +160,13 @@ class StlmLearner(_HoldsOut):
     """False: whatever comes after the first night is ignored."""
     joint: bool = False
     """True: every night trains afresh on all normals so far."""
+    ingredients: Ingredients = Ingredients()
+    watch: Callable[[AnomalyModel, str, float], None] | None = None
+    """Called with the model, the stage and the passes done, see ``fit``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.device = self.ingredients.device
         self._model: AnomalyModel | None = None
         self._memory: tuple[NormalImage, ...] = ()
         self._all: tuple[NormalImage, ...] = ()
@@ -145,20 +181,22 @@ class StlmLearner(_HoldsOut):
         self._all = (*self._all, *training)
         has_parent = self._model is not None and not self.joint
         if self._model is None or self.joint:
-            self._model = build_model(self.config, seed=self.seed)
-        size = self._model.image_size
+            self._model = self.ingredients.new_model(self.config, self.seed).to(self.device)
+        model, size = self._model, self._model.image_size
         fit(
-            self._model,
+            model,
             new=_load(self._all if self.joint else training, size),
             replay=_load(self._memory if has_parent else (), size),
             held_out=_load(self._held_out, size),
-            teacher=None,
-            textures=embedded_textures(),
+            teacher=self.ingredients.teacher,
+            textures=self.ingredients.textures,
             has_parent=has_parent,
             seed=self.seed,
+            bf16=self.ingredients.bf16,
+            watch=None if self.watch is None else functools.partial(self.watch, model),
         )
         self._memory = choose_replay((*self._memory, *training), limit=self.replay_images, seed=self.seed)
-        return self._model
+        return model
 
     @property
     def detector(self) -> AnomalyModel:
@@ -263,13 +301,14 @@ STRATEGIES: dict[str, Callable[[AnyRecipe, int], Learner]] = {
 """Ways to live through nights, by name."""
 
 
-def learner(strategy: str, recipe_name: str, seed: int) -> Learner:
+def learner(strategy: str, recipe_name: str, seed: int, ingredients: Ingredients | None = None) -> Learner:
     """A fresh learner.
 
     Args:
         strategy: A key of ``STRATEGIES``.
         recipe_name: Recipe of the STLM ones.
         seed: Decides everything drawn.
+        ingredients: Of the recipe's training; without, a recipe that wants a checkpoint cannot learn.
 
     Returns:
         The learner.
@@ -279,4 +318,7 @@ def learner(strategy: str, recipe_name: str, seed: int) -> Learner:
     """
     if strategy not in STRATEGIES:
         raise ConfigError(f"unknown strategy {strategy!r}; known: {', '.join(STRATEGIES)}")
-    return STRATEGIES[strategy](recipe(recipe_name), seed)
+    one = STRATEGIES[strategy](recipe(recipe_name), seed)
+    if ingredients is not None and isinstance(one, StlmLearner):
+        return replace(one, ingredients=ingredients)
+    return one

@@ -1,6 +1,7 @@
 """Both stages of STLM's night: their batches, losses, optimisers and learning rates."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,8 @@ class StageRun:
     """Of each batch, that are on the device one after the other."""
     bf16: bool = False
     """Whether products within the losses are taken in bfloat16."""
+    watch: Callable[[int], None] | None = None
+    """See :class:`StageLoop`."""
     checkpointer: Checkpointer | None = None
     deadline_s: float = math.inf
     """On the checkpointer's clock; the stage ends at the next step after it."""
@@ -204,6 +207,7 @@ def run_stage(run: StageRun, resumed: dict[str, Any] | None) -> bool:
         optimizers=_optimizers(run.model, run.stage.optim),
         losses=losses,
         rate=lambda step: run.lr_scale * _rate(run.stage.optim, step, run.steps),
+        watch=run.watch,
         checkpointer=run.checkpointer,
         deadline_s=run.deadline_s,
         curves=run.curves,

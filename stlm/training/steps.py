@@ -57,6 +57,8 @@ class StageLoop:
     """Step -> factor on every learning rate."""
     clears: Callable[[int], bool] = _always
     """Step -> whether gradients of earlier steps are forgotten before it."""
+    watch: Callable[[int], None] | None = None
+    """Called with the number of steps done, the model in evaluation mode; must leave it as it is."""
     checkpointer: Checkpointer | None = None
     deadline_s: float = math.inf
     """On the checkpointer's clock; the stage ends at the next step after it."""
@@ -100,6 +102,10 @@ def run_steps(loop: StageLoop, resumed: dict[str, Any] | None) -> bool:
             for optimizer in loop.optimizers:
                 optimizer.step()
             _record(loop, step, values)
+            if loop.watch is not None:
+                loop.model.eval()
+                loop.watch(step + 1)
+                loop.model.train()
             if loop.checkpointer is not None and not _goes_on(loop, loop.checkpointer, step):
                 return False
         world.average(_running_statistics(loop.model))

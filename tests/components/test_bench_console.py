@@ -1,12 +1,16 @@
 """``stlm bench``: a table for people, JSON and a page for later, and one clear line where something is wrong."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from components.console import main
+from stlm.config import RecipeConfig
+from stlm.recipes import RECIPES, paper
 from tests.helpers.categories import write_category
+from tests.helpers.small_networks import write_sam
 
 
 @pytest.fixture
@@ -90,3 +94,47 @@ def test_what_cannot_be_measured_is_one_line(
 ) -> None:
     assert main(["bench", *(argument.format(nights=nights) for argument in arguments)]) == 65
     assert told in capsys.readouterr().err
+
+
+def _published(image_size: int = 64) -> RecipeConfig:
+    """The published design, small: MobileSAM for a teacher, two passes."""
+    config = paper()
+    return replace(
+        config,
+        name="published",
+        model=replace(config.model, teacher="mobile_sam", score_size=(image_size, image_size)),
+        data=replace(config.data, image_size=(image_size, image_size)),
+        stages=(replace(config.stages[0], passes=2),),
+    )
+
+
+def test_the_published_design_learns_from_its_checkpoint_and_is_judged_on_the_way(
+    nights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPES, "published", _published)
+    arguments = ["bench", "mvtec", "--root", str(nights / "night100"), "--recipe", "published", "--judge-every", "1"]
+    assert main(arguments) == 65
+    assert "set fine_tune.teacher_checkpoint" in capsys.readouterr().err
+
+    checkpoint, sha256 = write_sam(tmp_path / "sam")
+    config = tmp_path / "stlm.toml"
+    text = (Path(__file__).parents[2] / "infra" / "quickstart.toml").read_text("utf-8")
+    for name, value in (("teacher_checkpoint", checkpoint), ("teacher_sha256", sha256)):
+        text = text.replace(f'{name} = ""', f'{name} = "{value}"', 1)
+    config.write_text(text, "utf-8")
+    assert main(["--config", str(config), *arguments, "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "chosen on test" in told
+    (row,) = json.loads((tmp_path / "out" / "mvtec.json").read_text("utf-8"))["rows"]
+    assert [each["passes"] for each in row["on_the_way"]] == [1, 2]
+    last = row["on_the_way"][1]["figures"]
+    assert last == {name: row[name] for name in last}  # two passes are all
+    assert row["on_the_way"][0]["figures"] != last
+    assert main(["--config", str(config), *arguments, "--out", str(tmp_path / "out")]) == 0
+    assert "chosen on test" in capsys.readouterr().out
+
+
+def test_what_is_fitted_at_the_end_is_not_judged_on_the_way(nights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "mvtec", "--root", str(nights / "night100"), "--recipe", "tiny", "--judge-every", "1"]
+    assert main(arguments) == 65
+    assert "recipes whose only map is the aggregation's" in capsys.readouterr().err

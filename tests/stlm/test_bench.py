@@ -37,6 +37,7 @@ class Scripted:
     last: str = ""
     threshold: float = 0.9
     replay_bytes: int = 7
+    device: str = "cpu"
 
     def learn(self, night):
         self.nights.append(night[0].night)
@@ -80,6 +81,7 @@ def test_forgetting_and_false_alarms_are_read_off_the_matrix(tmp_path):
     assert result.relative_forgetting("image_auroc") == pytest.approx((0.5 + 0.5 + 0.0) / 3)
     assert result.plasticity("image_auroc") == pytest.approx((1 + 1 + 0.5) / 3)
     assert result.false_alarms.tolist() == [[0, 0, 0], [0, 0, 0], [1, 1, 1]]
+    assert result.recalls.tolist() == [[1, 1, 1]] * 3
     assert result.replay_bytes == (7, 7, 7)
     assert len(told) == 3
     assert result.to_json()["summary"]["image_auroc"]["final_mean"] == 0.5
