@@ -1,5 +1,6 @@
 """What would change for the people at the line: alarms, forgotten nights, other decisions."""
 
+import datetime as dt
 import hashlib
 from collections.abc import Iterator
 
@@ -54,7 +55,9 @@ def behaviour(
     else:
         yield _forgetting(now[old], before[old], held_out.nights[old], settings, seed)
         yield _old_shift(held_out, theirs, old, settings, seed)
-    yield _flips(now, before, settings)
+    first = (dt.date.fromisoformat(night) - dt.timedelta(days=6)).isoformat()
+    last_week = (held_out.nights >= first) & (held_out.nights <= night)
+    yield _flips(now, before, last_week, settings)
 
 
 def _alarms_at_recall(comparer: Comparer, evidence: Evidence, settings: GateSettings) -> Reason:
@@ -153,7 +156,9 @@ def _old_shift(
     )
 
 
-def _flips(now: npt.NDArray[np.bool_], before: npt.NDArray[np.bool_], settings: GateSettings) -> Reason:
+def _flips(
+    now: npt.NDArray[np.bool_], before: npt.NDArray[np.bool_], last_week: npt.NDArray[np.bool_], settings: GateSettings
+) -> Reason:
     num, total, limit = int((now != before).sum()), len(now), settings.max_flip_rate
     low = share_surely_above(num, total, settings.alpha)
     return Reason(
@@ -162,7 +167,8 @@ def _flips(now: npt.NDArray[np.bool_], before: npt.NDArray[np.bool_], settings: 
         detail=(
             f"Of {total} held-out normals {num} are decided differently than by the champion ({num / total:.1%}, "
             f"surely at least {low:.1%}; the limit is {limit:.1%}): {int((now & ~before).sum())} new alarms, "
-            f"{int((~now & before).sum())} alarms fewer."
+            f"{int((~now & before).sum())} alarms fewer. Of the {int(last_week.sum())} of the last seven days "
+            f"{int((now != before)[last_week].sum())} are."
         ),
         value=num / total,
         limit=limit,

@@ -450,14 +450,16 @@ def test_a_champion_that_never_saw_the_new_light_does_not_make_the_candidate_loo
     assert verdicts(equal.judge())["old score shift"] is Verdict.PROMOTE
 
 
-def test_deciding_most_normals_differently_is_rejected(equal):
+def test_deciding_most_normals_differently_is_rejected_and_last_week_is_told_apart(equal):
     threshold = equal.report["champion"]["calibration"]["threshold"]
     equal.normals["champion_scores"][::2] = threshold + 1.0
-    equal.normals["nights"][:] = np.tile([NIGHT, NIGHT, OTHER_NIGHT, OTHER_NIGHT], len(equal.normals["nights"]) // 4)
+    equal.normals["nights"][:] = np.tile([NIGHT, NIGHT, "2026-10-20", "2026-10-20"], len(equal.normals["nights"]) // 4)
     equal.seal()
     decision = equal.judge()
     assert objections(decision) == {"decision flips": Verdict.REJECT}
-    assert "alarms fewer" in reason_of(decision, "decision flips").detail
+    detail = reason_of(decision, "decision flips").detail
+    assert "alarms fewer" in detail
+    assert f"Of the {len(equal.normals['nights']) // 2} of the last seven days" in detail
 
 
 @pytest.mark.parametrize("harm", ["nan", "no other night"])
