@@ -261,9 +261,14 @@ def _with_distillation(config: AnyRecipe, weight: float) -> RecipeConfig:
     return replace(_stlm(config), stages=stages)
 
 
-def _with_updates(config: AnyRecipe, **passes: float) -> RecipeConfig:
-    """Later nights with so many passes of the named stages, and none of the others."""
-    stages = tuple(replace(stage, update_passes=passes.get(stage.name, 0.0)) for stage in _stlm(config).stages)
+def _with_passes(config: AnyRecipe, **passes: tuple[float, float]) -> RecipeConfig:
+    """So many passes of the named stages, on a first night and on later ones."""
+    stages = tuple(
+        replace(stage, passes=passes[stage.name][0], update_passes=passes[stage.name][1])
+        if stage.name in passes
+        else stage
+        for stage in _stlm(config).stages
+    )
     return replace(_stlm(config), stages=stages)
 
 
@@ -287,12 +292,11 @@ STRATEGIES: dict[str, Callable[[AnyRecipe, int], Learner]] = {
     "aggregation-only": lambda config, seed: StlmLearner(config=_with_aggregation_only(config), seed=seed),
     "distribution-only": lambda config, seed: StlmLearner(config=_only(config, "distribution"), seed=seed),
     "coreset-only": lambda config, seed: StlmLearner(config=_only(config, "memory", memory_size=5000), seed=seed),
-    "statistics-only": lambda config, seed: StlmLearner(config=_with_updates(config), seed=seed),
-    "pixel-stage-only": lambda config, seed: StlmLearner(config=_with_updates(config, pixel=8.0), seed=seed),
-    "pixel-stage-short": lambda config, seed: StlmLearner(config=_with_updates(config, pixel=2.0), seed=seed),
-    "masked-stage-only": lambda config, seed: StlmLearner(
-        config=_with_updates(config, masked_reconstruction=2.0), seed=seed
+    "both-stages": lambda config, seed: StlmLearner(
+        config=_with_passes(config, masked_reconstruction=(3, 2)), seed=seed
     ),
+    "pixel-stage-short": lambda config, seed: StlmLearner(config=_with_passes(config, pixel=(10, 2)), seed=seed),
+    "statistics-only": lambda config, seed: StlmLearner(config=_with_passes(config, pixel=(10, 0)), seed=seed),
     "joint": lambda config, seed: StlmLearner(config=config, seed=seed, joint=True),
     "patchcore": lambda _config, seed: PatchCoreLearner(seed=seed, max_size=5_000),
     "patchcore-newest": lambda _config, seed: PatchCoreLearner(seed=seed, max_size=5_000, accumulate=False),

@@ -33,30 +33,37 @@ class Stfpm:
             self.student = Lite0Trunk(blocks=_TAPS, pretrained=False)
         self.student.requires_grad_(True)
 
-    def _distances(self, images: Tensor) -> list[Tensor]:
-        with torch.no_grad():
-            theirs = self.teacher(images)
+    @torch.no_grad()
+    def _targets(self, images: Tensor) -> list[Tensor]:
+        """The teacher's normalised features of each level."""
+        batches = [self.teacher(batch) for batch in torch.split(images, self.batch_size)]
+        return [F.normalize(torch.cat([batch[tap] for batch in batches]), dim=1) for tap in _TAPS]
+
+    def _distances(self, images: Tensor, targets: list[Tensor]) -> list[Tensor]:
         ours = self.student(images)
         return [
-            0.5 * (F.normalize(ours[tap], dim=1) - F.normalize(theirs[tap], dim=1)).square().sum(dim=1) for tap in _TAPS
+            0.5 * (F.normalize(ours[tap], dim=1) - target).square().sum(dim=1)
+            for tap, target in zip(_TAPS, targets, strict=True)
         ]
 
     def fit(self, images: Tensor, held_out: Tensor) -> None:
         """Train on ``(N, 3, 256, 256)`` normals in [0, 1]; the best state on ``held_out`` is kept."""
         generator = torch.Generator().manual_seed(self.seed)
         optimizer = torch.optim.SGD(self.student.parameters(), lr=0.4, momentum=0.9, weight_decay=1e-4)
+        targets, held_out_targets = self._targets(images), self._targets(held_out)
         best, best_state, waited = float("inf"), self._state(), 0
         for _ in range(self.max_epochs):
             nn.Module.train(self.student)
             for chosen in torch.split(torch.randperm(len(images), generator=generator), self.batch_size):
                 if len(chosen) < 2:
                     continue
-                loss = torch.stack([level.mean() for level in self._distances(images[chosen])]).sum()
+                distances = self._distances(images[chosen], [level[chosen] for level in targets])
+                loss = torch.stack([level.mean() for level in distances]).sum()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             self.num_epochs += 1
-            now = self._loss(held_out)
+            now = self._loss(held_out, held_out_targets)
             if now < best * 0.999:
                 best, best_state, waited = now, self._state(), 0
             else:
@@ -70,18 +77,19 @@ class Stfpm:
         return {name: value.detach().clone() for name, value in self.student.state_dict().items()}
 
     @torch.no_grad()
-    def _loss(self, images: Tensor) -> float:
+    def _loss(self, images: Tensor, targets: list[Tensor]) -> float:
         self.student.eval()
         total = 0.0
-        for batch in torch.split(images, self.batch_size):
-            total += sum(float(level.mean()) for level in self._distances(batch)) * len(batch)
+        for rows in torch.split(torch.arange(len(images)), self.batch_size):
+            distances = self._distances(images[rows], [level[rows] for level in targets])
+            total += sum(float(level.mean()) for level in distances) * len(rows)
         return total / len(images)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> AnomalyOutput:
         """Score ``(B, 3, 256, 256)`` images in [0, 1]."""
         product: Tensor | None = None
-        for level in self._distances(images):
+        for level in self._distances(images, self._targets(images)):
             resized = F.interpolate(level.unsqueeze(1), size=self.image_size, mode="bilinear", align_corners=False)
             product = resized if product is None else product * resized
         assert product is not None

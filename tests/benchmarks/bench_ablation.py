@@ -44,9 +44,9 @@ def _data(**changes: Any) -> Callable[[RecipeConfig], RecipeConfig]:
     return lambda config: replace(config, data=replace(config.data, **changes))
 
 
-def _without(stage: str) -> Callable[[RecipeConfig], RecipeConfig]:
+def _passes(stage: str, passes: float) -> Callable[[RecipeConfig], RecipeConfig]:
     return lambda config: replace(
-        config, stages=tuple(replace(each, passes=0.0) if each.name == stage else each for each in config.stages)
+        config, stages=tuple(replace(each, passes=passes) if each.name == stage else each for each in config.stages)
     )
 
 
@@ -61,8 +61,8 @@ FUSIONS = {
 }
 """Weights of the maps of one trained model."""
 VARIANTS: Mapping[str, Callable[[RecipeConfig], RecipeConfig]] = {
-    "no masked reconstruction": _without("masked_reconstruction"),
-    "no pixel stage": _without("pixel"),
+    "masked reconstruction before": _passes("masked_reconstruction", 3),
+    "no pixel stage": _passes("pixel", 0),
     "textures only": _data(texture_probability=1.0),
     "parts of the image itself only": _data(texture_probability=0.0),
     "every corruption drawn anew": _data(corruptions_per_image=0),

@@ -169,9 +169,9 @@ def test_peers_learn(tmp_path):
     assert not torch.equal(first, bank.bank)
 
     peer = Stfpm(seed=0, max_epochs=3, batch_size=4)
-    before = peer._loss(images[4:])
+    before = peer._loss(images[4:], peer._targets(images[4:]))
     peer.fit(images[:4], images[4:])
-    assert peer._loss(images[4:]) < before
+    assert peer._loss(images[4:], peer._targets(images[4:])) < before
     assert peer(images[:1]).anomaly_map.shape == (1, 256, 256)
 
 
