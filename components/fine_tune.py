@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -126,16 +126,7 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
     candidate = _write_candidate(inputs, folder, model, result, new_memory, seconds, len(training), len(replay))
     write_json(
         folder / "held_out.json",
-        [
-            {
-                "path": str(images / i.path),
-                "sha256": i.sha256,
-                "night": i.night,
-                "part": i.part,
-                "doubtful": i.doubtful,
-            }
-            for i in held_out_memory
-        ],
+        [{**asdict(i), "path": str(images / i.path)} for i in held_out_memory],
     )
     write_json(
         folder / "training.json",

@@ -19,12 +19,13 @@ from components.console._kept import KeptResults, content_digest
 from components.console._workspace import Workspace
 from components.errors import InputError
 from components.files import write_file
-from stlm.bench.categories import CategoryRow, OnTheWay, find_categories, run_category
+from stlm.bench.categories import CategoryRow, find_categories, run_category
 from stlm.bench.drift import DriftResult, read_drift_nights, run_drift
 from stlm.bench.figures import FIGURES, Figures
 from stlm.bench.learners import Ingredients, learner
 from stlm.errors import StlmError
 from stlm.recipes import recipe
+from stlm.strict_json import from_json, to_json
 
 __all__ = ["bench_drift", "bench_mvtec"]
 
@@ -94,7 +95,7 @@ def bench_mvtec(
                 file = kept.file("mvtec", folder.name, method, seed, **facts)
                 known = kept.read(file)
                 if known:
-                    row = _row_of(known)
+                    row = from_json(CategoryRow, known, where=str(file))
                 else:
                     row = run_category(
                         folder,
@@ -104,7 +105,7 @@ def bench_mvtec(
                         ingredients=ingredients,
                         judge_every=judge_every,
                     )
-                    kept.write(file, _value_of(row))
+                    kept.write(file, to_json(row))
                 rows.append(row)
                 took = f"{row.training_seconds:8.0f}{' (kept from before)' if known else ''}"
                 _say(f"{row.category:14} {row.method:17} {row.seed:>4} {_cells(row)} {took}")
@@ -143,16 +144,9 @@ def _ingredients(workspace: Workspace, recipe_name: str) -> tuple[Ingredients, d
 
 
 def _value_of(row: CategoryRow) -> dict[str, Any]:
-    facts: dict[str, Any] = dataclasses.asdict(row)
+    facts: dict[str, Any] = to_json(row)
     figures: dict[str, Any] = facts.pop("figures")
     return facts | figures
-
-
-def _row_of(value: dict[str, Any]) -> CategoryRow:
-    rest = {name: value[name] for name in value if name not in (*FIGURES, "on_the_way")}
-    on_the_way = [OnTheWay(passes=each["passes"], figures=Figures(**each["figures"])) for each in value["on_the_way"]]
-    figures = Figures(**{name: value[name] for name in FIGURES})
-    return CategoryRow(figures=figures, on_the_way=tuple(on_the_way), **rest)
 
 
 def _best_on_test(row: CategoryRow) -> CategoryRow:
@@ -220,13 +214,12 @@ def bench_drift(
     """
     results: list[DriftResult] = []
     try:
-        for name in strategies:
-            learner(name, recipe_name, seed)
         ingredients, settings = _ingredients(workspace, recipe_name)
+        learners = [learner(name, recipe_name, seed, ingredients) for name in strategies]
         nights = read_drift_nights(Path(root), shuffle_seed=seed if shuffle else None)
         known = _parts(Path(parts)) if parts else None
         kept, content = KeptResults(out), content_digest([Path(root)])
-        for name in strategies:
+        for name, one in zip(strategies, learners, strict=True):
             order = [night.name for night in nights]
             file = kept.file("drift", Path(root).name, name, seed, recipe=recipe_name, content=content, order=order,
                              parts=known, settings=settings)  # fmt: skip
@@ -234,7 +227,6 @@ def bench_drift(
                 result = DriftResult.from_json(value)
                 _say(f"{name:17} kept from before")
             else:
-                one = learner(name, recipe_name, seed, ingredients)
                 result = run_drift(one, nights, strategy=name, seed=seed, parts=known, tell=_say)
                 kept.write(file, result.to_json())
             results.append(result)

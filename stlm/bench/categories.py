@@ -121,11 +121,11 @@ def _judge_on_the_way(one: Learner, golden: GoldenSet, every: int, found: list[O
             "judging on the way is for recipes whose only map is the aggregation's, such as 'paper': other maps are "
             "fitted when training has ended"
         )
-    last = config.stages[-1].name
+    last = config.stages[-1]
 
-    def watch(model: AnomalyModel, stage: str, passes: float) -> None:
-        if stage == last and passes + 1e-6 >= every * (len(found) + 1):
-            figures = judge(model, golden, device=one.device).figures
-            found.append(OnTheWay(passes=every * (len(found) + 1), figures=figures))
+    def watch(model: AnomalyModel, stage: str, done: int, steps: int) -> None:
+        passes = every * (len(found) + 1)
+        if stage == last.name and last.passes * done / steps + 1e-6 >= passes:
+            found.append(OnTheWay(passes=passes, figures=judge(model, golden, device=one.device).figures))
 
     one.watch = watch

@@ -35,6 +35,7 @@ __all__ = [
     "StlmLearner",
     "learner",
     "night_of",
+    "with_passes",
 ]
 
 _HELD_OUT_SHARE = 0.15
@@ -119,8 +120,6 @@ class _HoldsOut(abc.ABC):
     """What all learners do alike: hold normals out of every night, and set the threshold by them."""
 
     seed: int
-    device: str = "cpu"
-    """Where the detector is."""
 
     def __post_init__(self) -> None:
         self._held_out: tuple[NormalImage, ...] = ()
@@ -145,6 +144,11 @@ class _HoldsOut(abc.ABC):
         return self._threshold
 
     @property
+    def device(self) -> str:
+        """See :class:`Learner`."""
+        return "cpu"
+
+    @property
     def replay_bytes(self) -> int:
         """See :class:`Learner`."""
         return 0
@@ -160,13 +164,12 @@ class StlmLearner(_HoldsOut):
     """False: whatever comes after the first night is ignored."""
     joint: bool = False
     """True: every night trains afresh on all normals so far."""
-    ingredients: Ingredients = Ingredients()
-    watch: Callable[[AnomalyModel, str, float], None] | None = None
-    """Called with the model, the stage and the passes done, see ``fit``."""
+    ingredients: Ingredients = field(default_factory=Ingredients)
+    watch: Callable[[AnomalyModel, str, int, int], None] | None = None
+    """Called with the model, the stage, its steps done and all of them, see ``fit``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.device = self.ingredients.device
         self._model: AnomalyModel | None = None
         self._memory: tuple[NormalImage, ...] = ()
         self._all: tuple[NormalImage, ...] = ()
@@ -203,6 +206,11 @@ class StlmLearner(_HoldsOut):
         """See :class:`Learner`."""
         assert self._model is not None
         return self._model
+
+    @property
+    def device(self) -> str:
+        """See :class:`Learner`."""
+        return self.ingredients.device
 
     @property
     def replay_bytes(self) -> int:
@@ -261,8 +269,19 @@ def _with_distillation(config: AnyRecipe, weight: float) -> RecipeConfig:
     return replace(_stlm(config), stages=stages)
 
 
-def _with_passes(config: AnyRecipe, **passes: tuple[float, float]) -> RecipeConfig:
-    """So many passes of the named stages, on a first night and on later ones."""
+def with_passes(config: AnyRecipe, **passes: tuple[float, float]) -> RecipeConfig:
+    """Change how often some stages of STLM see each new image.
+
+    Args:
+        config: The recipe.
+        passes: By name of the stage, on a first night and on later ones; 0 is off.
+
+    Returns:
+        The recipe with them; other stages stay.
+
+    Raises:
+        ConfigError: It is no recipe of STLM.
+    """
     stages = tuple(
         replace(stage, passes=passes[stage.name][0], update_passes=passes[stage.name][1])
         if stage.name in passes
@@ -293,10 +312,10 @@ STRATEGIES: dict[str, Callable[[AnyRecipe, int], Learner]] = {
     "distribution-only": lambda config, seed: StlmLearner(config=_only(config, "distribution"), seed=seed),
     "coreset-only": lambda config, seed: StlmLearner(config=_only(config, "memory", memory_size=5000), seed=seed),
     "both-stages": lambda config, seed: StlmLearner(
-        config=_with_passes(config, masked_reconstruction=(3, 2)), seed=seed
+        config=with_passes(config, masked_reconstruction=(3, 2)), seed=seed
     ),
-    "pixel-stage-short": lambda config, seed: StlmLearner(config=_with_passes(config, pixel=(10, 2)), seed=seed),
-    "statistics-only": lambda config, seed: StlmLearner(config=_with_passes(config, pixel=(10, 0)), seed=seed),
+    "pixel-stage-short": lambda config, seed: StlmLearner(config=with_passes(config, pixel=(10, 2)), seed=seed),
+    "statistics-only": lambda config, seed: StlmLearner(config=with_passes(config, pixel=(10, 0)), seed=seed),
     "joint": lambda config, seed: StlmLearner(config=config, seed=seed, joint=True),
     "patchcore": lambda _config, seed: PatchCoreLearner(seed=seed, max_size=5_000),
     "patchcore-newest": lambda _config, seed: PatchCoreLearner(seed=seed, max_size=5_000, accumulate=False),

@@ -47,7 +47,7 @@ def fit(
     max_seconds: float = math.inf,
     parts: int = 1,
     bf16: bool = False,
-    watch: Callable[[str, float], None] | None = None,
+    watch: Callable[[str, int, int], None] | None = None,
 ) -> FitResult:
     """Train ``model`` in place on new normals, with replay of earlier ones.
 
@@ -65,8 +65,8 @@ def fit(
         max_seconds: Limit on the checkpointer's clock from now.
         parts: Of each batch, that are on the device one after the other; the step is that of the whole batch.
         bf16: Products within the losses are taken in bfloat16 (autocast); weights and statistics stay float32.
-        watch: Called after every step of STLM's stages with the stage's name and the passes over the new images that
-            are done, the model in evaluation mode. Maps other than the aggregation's are not fitted yet.
+        watch: Called after every step of STLM's stages with the stage's name, its steps done and all of them, the model
+            in evaluation mode. Maps other than the aggregation's are not fitted yet.
 
     Returns:
         Steps and curves.
@@ -126,7 +126,6 @@ def fit(
         if index < first_stage:
             continue
         resumed = state if state is not None and index == first_stage else None
-        passes = stage.update_passes if has_parent else stage.passes
         new_samples, replay_samples = samples()  # a night whose stages are off corrupts nothing
         run = StageRun(
             model=model,
@@ -142,7 +141,7 @@ def fit(
             lr_scale=stage.update_lr_scale if has_parent else 1.0,
             parts=parts,
             bf16=bf16,
-            watch=None if watch is None else functools.partial(_watch, watch, stage.name, passes / steps),
+            watch=watch,
             checkpointer=checkpointer,
             deadline_s=deadline,
             curves=curves,
@@ -153,10 +152,6 @@ def fit(
             value.lerp_(trained_before[name].to(value), model.config.champion_share)
     _finish(model, new_features, held_out, seed)
     return FitResult(num_steps=total, curves=curves, complete=complete)
-
-
-def _watch(watch: Callable[[str, float], None], stage: str, passes_per_step: float, steps: int) -> None:
-    watch(stage, steps * passes_per_step)
 
 
 def _trained_state(model: TwoStream) -> dict[str, Tensor]:

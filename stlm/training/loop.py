@@ -46,7 +46,7 @@ class StageRun:
     """Of each batch, that are on the device one after the other."""
     bf16: bool = False
     """Whether products within the losses are taken in bfloat16."""
-    watch: Callable[[int], None] | None = None
+    watch: Callable[[str, int, int], None] | None = None
     """See :class:`StageLoop`."""
     checkpointer: Checkpointer | None = None
     deadline_s: float = math.inf

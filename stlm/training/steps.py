@@ -57,8 +57,8 @@ class StageLoop:
     """Step -> factor on every learning rate."""
     clears: Callable[[int], bool] = _always
     """Step -> whether gradients of earlier steps are forgotten before it."""
-    watch: Callable[[int], None] | None = None
-    """Called with the number of steps done, the model in evaluation mode; must leave it as it is."""
+    watch: Callable[[str, int, int], None] | None = None
+    """Called with the stage's name, its steps done and all of them, the model in evaluation mode; must leave it so."""
     checkpointer: Checkpointer | None = None
     deadline_s: float = math.inf
     """On the checkpointer's clock; the stage ends at the next step after it."""
@@ -104,7 +104,7 @@ def run_steps(loop: StageLoop, resumed: dict[str, Any] | None) -> bool:
             _record(loop, step, values)
             if loop.watch is not None:
                 loop.model.eval()
-                loop.watch(step + 1)
+                loop.watch(loop.name, step + 1, loop.steps)
                 loop.model.train()
             if loop.checkpointer is not None and not _goes_on(loop, loop.checkpointer, step):
                 return False

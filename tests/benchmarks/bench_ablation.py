@@ -8,6 +8,7 @@ drawn on normals that were not trained on, which are another family than the pse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from stlm.bench.learners import StlmLearner, night_of
+from stlm.bench.learners import StlmLearner, night_of, with_passes
 from stlm.config import RecipeConfig
 from stlm.data.layout import read_train_normals
 from stlm.data.probes import draw_probes
@@ -44,12 +45,6 @@ def _data(**changes: Any) -> Callable[[RecipeConfig], RecipeConfig]:
     return lambda config: replace(config, data=replace(config.data, **changes))
 
 
-def _passes(stage: str, passes: float) -> Callable[[RecipeConfig], RecipeConfig]:
-    return lambda config: replace(
-        config, stages=tuple(replace(each, passes=passes) if each.name == stage else each for each in config.stages)
-    )
-
-
 MAPS = ("aggregation", "two_stream", "distribution")
 FUSIONS = {
     "lite": (0.2, 0.0, 0.8),
@@ -61,8 +56,8 @@ FUSIONS = {
 }
 """Weights of the maps of one trained model."""
 VARIANTS: Mapping[str, Callable[[RecipeConfig], RecipeConfig]] = {
-    "masked reconstruction before": _passes("masked_reconstruction", 3),
-    "no pixel stage": _passes("pixel", 0),
+    "masked reconstruction before": partial(with_passes, masked_reconstruction=(3, 2)),
+    "no pixel stage": partial(with_passes, pixel=(0, 0)),
     "textures only": _data(texture_probability=1.0),
     "parts of the image itself only": _data(texture_probability=0.0),
     "every corruption drawn anew": _data(corruptions_per_image=0),
