@@ -274,7 +274,7 @@ def with_passes(config: AnyRecipe, **passes: tuple[float, float]) -> RecipeConfi
 
     Args:
         config: The recipe.
-        passes: By name of the stage, on a first night and on later ones; 0 is off.
+        **passes: By name of the stage, on a first night and on later ones; 0 is off.
 
     Returns:
         The recipe with them; other stages stay.
