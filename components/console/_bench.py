@@ -6,7 +6,7 @@ import html
 import itertools
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,19 +189,19 @@ def bench_drift(
     root: str,
     strategies: Sequence[str],
     recipe_name: str,
-    seed: int,
+    seeds: Sequence[int],
     shuffle: bool,
     parts: str,
     out: str,
 ) -> int:
-    """Every strategy through all nights of drift.
+    """Every strategy through all nights of drift; mean and spread over the seeds.
 
     Args:
         workspace: Names the checkpoints that the recipe wants, and the device.
         root: Folder of folders in MVTec layout; each is a night, in the order of their names.
         strategies: Of ``stlm.bench.learners``.
         recipe_name: Recipe of the STLM ones.
-        seed: Decides everything drawn.
+        seeds: At least one; each decides everything drawn.
         shuffle: Take the nights in another order, decided by the seed.
         parts: CSV file with columns ``path`` and ``part``: pictures of one part stay together; empty for none.
         out: Folder for JSON, page and single results, which the next run takes over; empty: none.
@@ -215,19 +215,22 @@ def bench_drift(
     results: list[DriftResult] = []
     try:
         ingredients, settings = _ingredients(workspace, recipe_name)
-        learners = [learner(name, recipe_name, seed, ingredients) for name in strategies]
-        nights = read_drift_nights(Path(root), shuffle_seed=seed if shuffle else None)
+        lives = [
+            (name, seed, learner(name, recipe_name, seed, ingredients))
+            for seed, name in itertools.product(seeds, strategies)
+        ]
+        nights = {seed: read_drift_nights(Path(root), shuffle_seed=seed if shuffle else None) for seed in seeds}
         known = _parts(Path(parts)) if parts else None
         kept, content = KeptResults(out), content_digest([Path(root)])
-        for name, one in zip(strategies, learners, strict=True):
-            order = [night.name for night in nights]
+        for name, seed, one in lives:
+            order = [night.name for night in nights[seed]]
             file = kept.file("drift", Path(root).name, name, seed, recipe=recipe_name, content=content, order=order,
                              parts=known, settings=settings)  # fmt: skip
             if value := kept.read(file):
                 result = DriftResult.from_json(value)
-                _say(f"{name:17} kept from before")
+                _say(f"{name:17} seed {seed} kept from before")
             else:
-                result = run_drift(one, nights, strategy=name, seed=seed, parts=known, tell=_say)
+                result = run_drift(one, nights[seed], strategy=name, seed=seed, parts=known, tell=_say)
                 kept.write(file, result.to_json())
             results.append(result)
             _write(out, "drift", {"results": [r.to_json() for r in results], **_machine()}, _drift_page(results))
@@ -251,28 +254,66 @@ def _parts(path: Path) -> dict[str, str]:
 
 
 def _drift_table(results: Sequence[DriftResult]) -> list[str]:
-    head = (
-        f"{'strategy':17} {'I-AUROC':>8} {'PRO':>6} {'P-AP':>6}  {'forgetting (rel.)':>18} {'of PRO':>7} "
-        f"{'plasticity':>10} {'false alarms':>12} {'recall':>6} {'s/night':>8} {'replay MB':>9}"
-    )
-    lines = [head]
-    for result in results:
-        forgetting = f"{result.forgetting('image_auroc'):.4f} ({100 * result.relative_forgetting('image_auroc'):.2f} %)"
-        later = result.seconds[1:] or result.seconds
-        lines.append(
-            f"{result.strategy:17} {result.final_mean('image_auroc'):8.3f} {result.final_mean('pro'):6.3f} "
-            f"{result.final_mean('pixel_ap'):6.3f}  {forgetting:>18} {result.forgetting('pro'):7.4f} "
-            f"{result.plasticity('image_auroc'):10.3f} {result.false_alarms[-1].mean():12.3f} "
-            f"{result.recalls[-1].mean():6.3f} "
-            f"{np.mean(later):8.0f} {result.replay_bytes[-1] / 1e6:9.1f}"
-        )
+    columns: dict[str, tuple[Callable[[DriftResult], float], str]] = {
+        "I-AUROC": (lambda r: r.final_mean("image_auroc"), ".3f"),
+        "P-AUROC": (lambda r: r.final_mean("pixel_auroc"), ".3f"),
+        "P-AP": (lambda r: r.final_mean("pixel_ap"), ".3f"),
+        "PRO": (lambda r: r.final_mean("pro"), ".3f"),
+        "forgetting": (lambda r: r.forgetting("image_auroc"), ".4f"),
+        "relative": (lambda r: r.relative_forgetting("image_auroc"), ".2%"),
+        "of PRO": (lambda r: r.forgetting("pro"), ".4f"),
+        "plasticity": (lambda r: r.plasticity("image_auroc"), ".3f"),
+        "false alarms": (lambda r: float(r.false_alarms[-1].mean()), ".3f"),
+        "if frozen": (lambda r: float(r.frozen_false_alarms[-1].mean()), ".3f"),
+        "recall": (lambda r: float(r.recalls[-1].mean()), ".3f"),
+        "s/night": (lambda r: float(np.mean(r.seconds[1:] or r.seconds)), ".0f"),
+        "replay MB": (lambda r: r.replay_bytes[-1] / 1e6, ".1f"),
+    }
+    by_strategy = _by_strategy(results)
+    rows = [
+        [_mean_and_spread([value(result) for result in own], form) for value, form in columns.values()]
+        for own in by_strategy.values()
+    ]
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    lines = [
+        f"{name:17} " + " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        for name, cells in zip(("strategy", *by_strategy), (list(columns), *rows), strict=True)
+    ]
+    return [*lines, *_below_no_update(by_strategy)]
+
+
+def _by_strategy(results: Sequence[DriftResult]) -> dict[str, list[DriftResult]]:
+    names = dict.fromkeys(result.strategy for result in results)
+    return {name: [result for result in results if result.strategy == name] for name in names}
+
+
+def _mean_and_spread(values: Sequence[float], form: str) -> str:
+    mean = format(np.mean(values), form)
+    return mean if len(values) == 1 else f"{mean}+-{format(np.std(values), form)}"
+
+
+def _below_no_update(by_strategy: Mapping[str, Sequence[DriftResult]]) -> list[str]:
+    """Where learning ended below not learning, by the mean over the seeds of the final image AUROC."""
+    final = {
+        name: {
+            night: float(np.mean([r.matrices["image_auroc"][-1][r.judged.index(night)] for r in own]))
+            for night in own[0].judged
+        }
+        for name, own in by_strategy.items()
+    }
+    left_alone = final.pop("no-update", {})
+    lines = []
+    for name, by_night in final.items() if left_alone else ():
+        worse = {night: value - left_alone[night] for night, value in by_night.items() if value < left_alone[night]}
+        told = ", ".join(f"{night} by {-worse[night]:.3f}" for night in sorted(worse)) or "none"
+        lines.append(f"{name}: final image AUROC below no-update on {told}")
     return lines
 
 
 def _drift_page(results: Sequence[DriftResult]) -> str:
     parts = [f"<pre>{html.escape(chr(10).join(_drift_table(results)))}</pre>"]
     for result in results:
-        parts.append(f"<h2>{html.escape(result.strategy)}</h2><div class='row'>")
+        parts.append(f"<h2>{html.escape(result.strategy)}, seed {result.seed}</h2><div class='row'>")
         shown = [("image AUROC", result.matrices["image_auroc"]), ("PRO", result.matrices["pro"])]
         shown.append(("false alarms of the night's threshold", result.false_alarms))
         shown.append(("recall at the night's threshold", result.recalls))

@@ -31,7 +31,7 @@ def _drift(workspace: Workspace, args: argparse.Namespace) -> int:
         root=args.root,
         strategies=args.strategy or ["recipe", "no-update"],
         recipe_name=args.recipe,
-        seed=args.seed,
+        seeds=args.seed or [0],
         shuffle=args.shuffle,
         parts=args.parts,
         out=args.out,
@@ -51,7 +51,6 @@ def add_bench_commands(commands: Any) -> None:
     categories.set_defaults(function=_mvtec)
     categories.add_argument("--category", action="append", default=[], help="this category only; may repeat")
     categories.add_argument("--peer", action="append", default=[], help="also patchcore, stfpm or a strategy of drift")
-    categories.add_argument("--seed", action="append", type=int, default=[], help="may repeat (0)")
     categories.add_argument(
         "--judge-every",
         type=int,
@@ -63,10 +62,10 @@ def add_bench_commands(commands: Any) -> None:
     drift = protocols.add_parser("drift", help=text, description=text)
     drift.set_defaults(function=_drift)
     drift.add_argument("--strategy", action="append", default=[], help="may repeat (recipe and no-update)")
-    drift.add_argument("--seed", type=int, default=0, help="decides everything drawn (0)")
     drift.add_argument("--shuffle", action="store_true", help="take the nights in another order, decided by the seed")
     drift.add_argument("--parts", default="", metavar="CSV", help="columns path and part: which images show one part")
     for sub in (categories, drift):
         sub.add_argument("--root", required=True, help="folder of folders in MVTec layout")
+        sub.add_argument("--seed", action="append", type=int, default=[], help="may repeat (0)")
         sub.add_argument("--recipe", default="lite", help="recipe of STLM (lite)")
         sub.add_argument("--out", default="", metavar="FOLDER", help="write JSON and a page there, too")

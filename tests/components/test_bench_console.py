@@ -30,6 +30,8 @@ def test_drift_tells_writes_and_draws(nights: Path, tmp_path: Path, capsys: pyte
     told = capsys.readouterr().out
     assert "night140: image AUROC" in told
     assert "forgetting" in told
+    assert "distribution-only: final image AUROC below no-update on" in told
+    assert "+-" not in told
     results = json.loads((out / "drift.json").read_text("utf-8"))["results"]
     assert [result["strategy"] for result in results] == ["distribution-only", "no-update"]
     assert len(results[0]["matrices"]["image_auroc"]) == 2
@@ -37,6 +39,15 @@ def test_drift_tells_writes_and_draws(nights: Path, tmp_path: Path, capsys: pyte
     page = (out / "drift.html").read_text("utf-8")
     assert "after night140" in page
     assert "http" not in page
+
+    assert main([*arguments, "--strategy", "distribution-only", "--seed", "0", "--seed", "1"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("kept from before") == 1
+    (row,) = [line for line in told.splitlines() if line.startswith("distribution-only ") and "+-" in line]
+    lives = json.loads((out / "drift.json").read_text("utf-8"))["results"]
+    assert [life["seed"] for life in lives] == [0, 1]
+    finals = [life["summary"]["image_auroc"]["final_mean"] for life in lives]
+    assert f"{sum(finals) / 2:.3f}+-{abs(finals[0] - finals[1]) / 2:.3f}" == row.split()[1]
 
 
 def test_categories_tell_means_over_seeds(nights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
