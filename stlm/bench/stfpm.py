@@ -32,12 +32,14 @@ class Stfpm:
             torch.manual_seed(seed)
             self.student = Lite0Trunk(blocks=_TAPS, pretrained=False)
         self.student.requires_grad_(True)
+        self.student.to(memory_format=torch.channels_last)  # nearly halves a step on a CPU
 
     @torch.no_grad()
     def _targets(self, images: Tensor) -> list[Tensor]:
         """The teacher's normalised features of each level."""
         batches = [self.teacher(batch) for batch in torch.split(images, self.batch_size)]
-        return [F.normalize(torch.cat([batch[tap] for batch in batches]), dim=1) for tap in _TAPS]
+        levels = [F.normalize(torch.cat([batch[tap] for batch in batches]), dim=1) for tap in _TAPS]
+        return [level.contiguous(memory_format=torch.channels_last) for level in levels]
 
     def _distances(self, images: Tensor, targets: list[Tensor]) -> list[Tensor]:
         ours = self.student(images)
@@ -49,6 +51,7 @@ class Stfpm:
     def fit(self, images: Tensor, held_out: Tensor) -> None:
         """Train on ``(N, 3, 256, 256)`` normals in [0, 1]; the best state on ``held_out`` is kept."""
         generator = torch.Generator().manual_seed(self.seed)
+        images = images.contiguous(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(self.student.parameters(), lr=0.4, momentum=0.9, weight_decay=1e-4)
         targets, held_out_targets = self._targets(images), self._targets(held_out)
         best, best_state, waited = float("inf"), self._state(), 0
