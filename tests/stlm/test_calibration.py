@@ -2,6 +2,7 @@
 
 import logging
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -111,12 +112,49 @@ def test_pictures_of_one_part_count_as_one_part():
     assert np.mean(rates[False]) > 0.07
 
 
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+def test_pictures_that_resemble_each_other_a_little_promise_no_less_and_little_more(correlation):
+    """18 parts in six pictures each, as few as a small line has; a picture of a new part comes."""
+    rng = np.random.default_rng(3)
+    parts = [str(part) for part in range(18) for _ in range(6)]
+    rates, highest = [], []
+    for _ in range(400):
+        common = math.sqrt(correlation) * rng.normal(size=(18, 1))
+        scores = (common + math.sqrt(1 - correlation) * rng.normal(size=(18, 6))).ravel()
+        found = calibrate_threshold(scores, 0.05, parts=parts, bootstrap_samples=1)
+        assert found.promised_false_alarm_rate == pytest.approx(1 / 19)
+        rates.append(1 - NormalDist().cdf(found.threshold))
+        highest.append(1 - NormalDist().cdf(scores.max()))
+    assert 0.03 <= np.mean(rates) <= 1 / 19 + 0.005
+    assert np.mean(highest) < 0.03  # what the highest score of all would give: half of the alarms, and missed defects
+
+
 def test_a_part_in_several_pictures_weighs_as_one_in_one_picture():
     found = calibrate_threshold([1, 2, 3, 4, 4.1, 4.2, 4.3], 0.3, parts=["a", "b", "c", "d", "d", "d", "d"])
-    # Of four parts and the new one, 70 % are 3.5: as many lie at or below the second picture of the last part.
+    # ceil(5 * 0.7) = 4 parts must be at or below: a draw of the last one is, in half of the cases, up to its second.
     assert found.threshold == 4.1
-    assert found.promised_false_alarm_rate == pytest.approx(0.3)
+    assert found.promised_false_alarm_rate == pytest.approx(1 / 5)
     assert found.num_normals == 7
+
+
+def test_the_median_over_all_draws_is_that_of_drawing_often():
+    rng = np.random.default_rng(8)
+    parts = [str(part) for part in range(12) for _ in range(1 + part % 4)]
+    scores = rng.normal(size=len(parts))
+    found = calibrate_threshold(scores, 0.2, parts=parts)
+    of_part = [[s for s, p in zip(scores, parts, strict=True) if p == str(part)] for part in range(12)]
+    drawn = np.sort([[rng.choice(own) for own in of_part] for _ in range(4000)], axis=1)[:, 10]  # ceil(13 * 0.8) = 11
+    assert np.mean(drawn < found.threshold) - 0.02 <= 0.5 <= np.mean(drawn <= found.threshold) + 0.02
+    assert found.interval[0] <= found.threshold <= found.interval[1]
+
+
+def test_a_ceiling_promises_what_the_parts_above_it_allow():
+    scores = [1, 2, 3, 4, 9, 9.1, 5, 9.5]
+    parts = ["a", "b", "c", "d", "d", "d", "e", "e"]
+    bounded = calibrate_threshold(scores, 0.2, parts=parts, ceiling=4.0)
+    assert bounded.threshold == 4.0
+    assert bounded.promised_false_alarm_rate == pytest.approx(3 / 6)  # a, b and c; a draw of d is above it, and of e
+    assert calibrate_threshold(scores, 0.2, parts=parts, ceiling=100.0).threshold == 9.1
 
 
 def test_pictures_of_unknown_parts_are_parts_of_their_own():
