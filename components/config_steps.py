@@ -72,7 +72,7 @@ class FineTuneSettings:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
-    replay_images: int = 100
+    replay_images: int = 300
     """Bound of the replay memory: images of earlier nights that are learnt again."""
     held_out_share: float = 0.15
     """Share of the accepted normals kept from training, for calibration."""

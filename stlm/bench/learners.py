@@ -159,7 +159,7 @@ class StlmLearner(_HoldsOut):
     """The product's model and night, with the parts of a night that can be left out."""
 
     config: AnyRecipe
-    replay_images: int = 100
+    replay_images: int = 300
     updates: bool = True
     """False: whatever comes after the first night is ignored."""
     joint: bool = False
@@ -305,7 +305,7 @@ STRATEGIES: dict[str, Callable[[AnyRecipe, int], Learner]] = {
     "no-update": lambda config, seed: StlmLearner(config=config, seed=seed, updates=False),
     "newest-only": lambda config, seed: StlmLearner(config=config, seed=seed, replay_images=0),
     "replay-40": lambda config, seed: StlmLearner(config=config, seed=seed, replay_images=40),
-    "replay-300": lambda config, seed: StlmLearner(config=config, seed=seed, replay_images=300),
+    "replay-100": lambda config, seed: StlmLearner(config=config, seed=seed, replay_images=100),
     "distillation": lambda config, seed: StlmLearner(config=_with_distillation(config, 1.0), seed=seed),
     "averaging": lambda config, seed: StlmLearner(config=replace(_stlm(config), champion_share=0.5), seed=seed),
     "aggregation-only": lambda config, seed: StlmLearner(config=_with_aggregation_only(config), seed=seed),
