@@ -8,7 +8,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from stlm.recipes import recipe
 from stlm.strict_json import from_json, to_json
 
 __all__ = ["bench_drift", "bench_mvtec"]
+
+ResultT = TypeVar("ResultT")
 
 _SHORT = {
     "image_auroc": "I-AUROC", "image_ap": "I-AP", "image_f1_max": "I-F1", "pixel_auroc": "P-AUROC", "pixel_ap": "P-AP",
@@ -165,22 +167,30 @@ def _cells(row: CategoryRow) -> str:
 
 def _means(rows: Sequence[CategoryRow]) -> list[str]:
     lines = [f"{'method':17} " + " ".join(f"{_SHORT[name]:>13}" for name in FIGURES) + "  train s  ms/image"]
-    for method in dict.fromkeys(row.method for row in rows):
-        own = [row for row in rows if row.method == method]
+    for method, own in _grouped(rows, "method").items():
         cells = []
         for name in FIGURES:
-            by_seed = [
-                [getattr(row.figures, name) for row in own if row.seed == seed]
-                for seed in dict.fromkeys(row.seed for row in own)
-            ]
+            by_seed = [[getattr(row.figures, name) for row in of_seed] for of_seed in _grouped(own, "seed").values()]
             known = [float(np.mean(values)) for values in by_seed if None not in values]
-            cells.append(f"{np.mean(known):.3f}+-{np.std(known):.3f}" if known else "-")
+            cells.append(_mean_and_spread(known, ".3f") if known else "-")
         seconds = np.mean([row.training_seconds for row in own])
         milliseconds = np.mean([row.image_milliseconds for row in own])
         lines.append(
             f"{method:17} " + " ".join(f"{cell:>13}" for cell in cells) + f" {seconds:8.0f} {milliseconds:9.1f}"
         )
     return lines
+
+
+def _grouped(values: Sequence[ResultT], name: str) -> dict[Any, list[ResultT]]:
+    """Values by an attribute of theirs, in the order of their first."""
+    groups: dict[Any, list[ResultT]] = {}
+    for value in values:
+        groups.setdefault(getattr(value, name), []).append(value)
+    return groups
+
+
+def _mean_and_spread(values: Sequence[float], form: str) -> str:
+    return f"{np.mean(values):{form}}+-{np.std(values):{form}}"
 
 
 def bench_drift(
@@ -214,23 +224,23 @@ def bench_drift(
     """
     results: list[DriftResult] = []
     try:
+        for name in strategies:
+            learner(name, recipe_name, 0)
         ingredients, settings = _ingredients(workspace, recipe_name)
-        lives = [
-            (name, seed, learner(name, recipe_name, seed, ingredients))
-            for seed, name in itertools.product(seeds, strategies)
-        ]
-        nights = {seed: read_drift_nights(Path(root), shuffle_seed=seed if shuffle else None) for seed in seeds}
+        orders = {seed: read_drift_nights(Path(root), shuffle_seed=seed) for seed in (seeds if shuffle else [None])}
         known = _parts(Path(parts)) if parts else None
         kept, content = KeptResults(out), content_digest([Path(root)])
-        for name, seed, one in lives:
-            order = [night.name for night in nights[seed]]
+        for seed, name in itertools.product(seeds, strategies):
+            nights = orders[seed if shuffle else None]
+            order = [night.name for night in nights]
             file = kept.file("drift", Path(root).name, name, seed, recipe=recipe_name, content=content, order=order,
                              parts=known, settings=settings)  # fmt: skip
             if value := kept.read(file):
                 result = DriftResult.from_json(value)
                 _say(f"{name:17} seed {seed} kept from before")
             else:
-                result = run_drift(one, nights[seed], strategy=name, seed=seed, parts=known, tell=_say)
+                one = learner(name, recipe_name, seed, ingredients)
+                result = run_drift(one, nights, strategy=name, seed=seed, parts=known, tell=_say)
                 kept.write(file, result.to_json())
             results.append(result)
             _write(out, "drift", {"results": [r.to_json() for r in results], **_machine()}, _drift_page(results))
@@ -269,27 +279,17 @@ def _drift_table(results: Sequence[DriftResult]) -> list[str]:
         "s/night": (lambda r: float(np.mean(r.seconds[1:] or r.seconds)), ".0f"),
         "replay MB": (lambda r: r.replay_bytes[-1] / 1e6, ".1f"),
     }
-    by_strategy = _by_strategy(results)
-    rows = [
-        [_mean_and_spread([value(result) for result in own], form) for value, form in columns.values()]
-        for own in by_strategy.values()
-    ]
+    by_strategy = _grouped(results, "strategy")
+    rows = []
+    for own in by_strategy.values():
+        known = [([value(result) for result in own], form) for value, form in columns.values()]
+        rows.append([_mean_and_spread(v, form) if len(v) > 1 else format(v[0], form) for v, form in known])
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     lines = [
         f"{name:17} " + " ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
         for name, cells in zip(("strategy", *by_strategy), (list(columns), *rows), strict=True)
     ]
     return [*lines, *_below_no_update(by_strategy)]
-
-
-def _by_strategy(results: Sequence[DriftResult]) -> dict[str, list[DriftResult]]:
-    names = dict.fromkeys(result.strategy for result in results)
-    return {name: [result for result in results if result.strategy == name] for name in names}
-
-
-def _mean_and_spread(values: Sequence[float], form: str) -> str:
-    mean = format(np.mean(values), form)
-    return mean if len(values) == 1 else f"{mean}+-{format(np.std(values), form)}"
 
 
 def _below_no_update(by_strategy: Mapping[str, Sequence[DriftResult]]) -> list[str]:
