@@ -59,19 +59,19 @@ def bench_mvtec(
     *,
     root: str,
     categories: Sequence[str],
-    methods: Sequence[str],
+    strategies: Sequence[str],
     recipe_name: str,
     seeds: Sequence[int],
     judge_every: int,
     out: str,
 ) -> int:
-    """Every method on every category; mean and spread over the seeds.
+    """Every strategy on every category; mean and spread over the seeds.
 
     Args:
         workspace: Names the checkpoints that the recipe wants, and the device.
         root: A category in MVTec layout, or a folder of them.
         categories: Names to keep; empty keeps all.
-        methods: Strategies of ``stlm.bench.learners``.
+        strategies: Of ``stlm.bench.learners``.
         recipe_name: Recipe of the STLM ones.
         seeds: At least one.
         judge_every: Also judge the recipe after each so many passes; 0: only at the end.
@@ -86,13 +86,13 @@ def bench_mvtec(
     rows: list[CategoryRow] = []
     kept = KeptResults(out)
     try:
-        for method in methods:
+        for method in strategies:
             learner(method, recipe_name, 0)
         ingredients, settings = _ingredients(workspace, recipe_name)
         _say(f"{'category':14} {'method':17} {'seed':>4} " + " ".join(f"{_SHORT[n]:>7}" for n in FIGURES) + "  train s")
         for folder in find_categories(Path(root), categories):
             content = content_digest([folder])
-            for seed, method in itertools.product(seeds, methods):
+            for seed, method in itertools.product(seeds, strategies):
                 facts = {"recipe": recipe_name, "content": content, "settings": settings, "judge_every": judge_every}
                 file = kept.file("mvtec", folder.name, method, seed, **facts)
                 known = kept.read(file)

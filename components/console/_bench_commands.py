@@ -15,7 +15,7 @@ def _mvtec(workspace: Workspace, args: argparse.Namespace) -> int:
         workspace,
         root=args.root,
         categories=args.category,
-        methods=["recipe", *args.peer],
+        strategies=args.strategy or ["recipe"],
         recipe_name=args.recipe,
         seeds=args.seed or [0],
         judge_every=args.judge_every,
@@ -50,7 +50,9 @@ def add_bench_commands(commands: Any) -> None:
     categories = protocols.add_parser("mvtec", help=text, description=text)
     categories.set_defaults(function=_mvtec)
     categories.add_argument("--category", action="append", default=[], help="this category only; may repeat")
-    categories.add_argument("--peer", action="append", default=[], help="also patchcore, stfpm or a strategy of drift")
+    categories.add_argument(
+        "--strategy", action="append", default=[], help="may repeat: patchcore, stfpm, or one of drift's (recipe)"
+    )
     categories.add_argument(
         "--judge-every",
         type=int,

@@ -97,7 +97,7 @@ def test_a_measurement_that_was_stopped_goes_on_where_it_stood(
         (["drift", "--root", "{nights}", "--parts", "{nights}/none.csv"], "none.csv cannot be read"),
         (["mvtec", "--root", "{nights}/nowhere"], "found none"),
         (["mvtec", "--root", "{nights}", "--category", "bottle"], "expected bottle"),
-        (["mvtec", "--root", "{nights}", "--peer", "magic"], "unknown strategy 'magic'"),
+        (["mvtec", "--root", "{nights}", "--strategy", "magic"], "unknown strategy 'magic'"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(
