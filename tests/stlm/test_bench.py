@@ -168,7 +168,7 @@ def test_peers_learn(tmp_path):
     assert bank.bank.shape == (200, 152)
     assert not torch.equal(first, bank.bank)
 
-    peer = Stfpm(seed=0, max_epochs=3, batch_size=4)
+    peer = Stfpm(seed=0, passes=20)
     before = peer._loss(images[4:], peer._targets(images[4:]))
     peer.fit(images[:4], images[4:])
     assert peer._loss(images[4:], peer._targets(images[4:])) < before
