@@ -225,7 +225,7 @@ def test_sam_loads_frozen_and_a_missing_or_altered_file_is_refused(tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sam_vit_b", "sam_vit_l"])
+@pytest.mark.parametrize("name", ["sam_vit_b", "sam_vit_l", "sam_vit_h"])
 def test_segment_anythings_own_models_load_from_their_layout(tmp_path: Path, name: Any) -> None:
     from segment_anything import sam_model_registry
 
