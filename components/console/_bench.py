@@ -86,9 +86,7 @@ def bench_mvtec(
     rows: list[CategoryRow] = []
     kept = KeptResults(out)
     try:
-        for method in strategies:
-            learner(method, recipe_name, 0)
-        ingredients, settings = _ingredients(workspace, recipe_name)
+        ingredients, settings = _ingredients(workspace, strategies, recipe_name)
         _say(f"{'category':14} {'method':17} {'seed':>4} " + " ".join(f"{_SHORT[n]:>7}" for n in FIGURES) + "  train s")
         for folder in find_categories(Path(root), categories):
             content = content_digest([folder])
@@ -126,8 +124,15 @@ def bench_mvtec(
     return 0
 
 
-def _ingredients(workspace: Workspace, recipe_name: str) -> tuple[Ingredients, dict[str, Any]]:
-    """What the recipe's training takes, as ``[fine_tune]`` names it, and what of it decides figures."""
+def _ingredients(
+    workspace: Workspace, strategies: Sequence[str], recipe_name: str
+) -> tuple[Ingredients, dict[str, Any]]:
+    """What the recipe's training takes, as ``[fine_tune]`` names it, and what of it decides figures.
+
+    An unknown strategy or recipe is refused here, before hours of measuring the known ones.
+    """
+    for strategy in strategies:
+        learner(strategy, recipe_name, 0)
     settings, checkpoints = workspace.config.fine_tune, Path(workspace.config.paths.work_dir) / "checkpoints"
     device = device_of(settings)
     ingredients = Ingredients(
@@ -224,9 +229,7 @@ def bench_drift(
     """
     results: list[DriftResult] = []
     try:
-        for name in strategies:
-            learner(name, recipe_name, 0)
-        ingredients, settings = _ingredients(workspace, recipe_name)
+        ingredients, settings = _ingredients(workspace, strategies, recipe_name)
         orders = {seed: read_drift_nights(Path(root), shuffle_seed=seed) for seed in (seeds if shuffle else [None])}
         known = _parts(Path(parts)) if parts else None
         kept, content = KeptResults(out), content_digest([Path(root)])

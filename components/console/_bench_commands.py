@@ -51,9 +51,6 @@ def add_bench_commands(commands: Any) -> None:
     categories.set_defaults(function=_mvtec)
     categories.add_argument("--category", action="append", default=[], help="this category only; may repeat")
     categories.add_argument(
-        "--strategy", action="append", default=[], help="may repeat: patchcore, stfpm, or one of drift's (recipe)"
-    )
-    categories.add_argument(
         "--judge-every",
         type=int,
         default=0,
@@ -63,11 +60,11 @@ def add_bench_commands(commands: Any) -> None:
     text = "Let a detector live through nights of drift, one folder a night, and judge every state on every night."
     drift = protocols.add_parser("drift", help=text, description=text)
     drift.set_defaults(function=_drift)
-    drift.add_argument("--strategy", action="append", default=[], help="may repeat (recipe and no-update)")
     drift.add_argument("--shuffle", action="store_true", help="take the nights in another order, decided by the seed")
     drift.add_argument("--parts", default="", metavar="CSV", help="columns path and part: which images show one part")
-    for sub in (categories, drift):
+    for sub, default in ((categories, "recipe"), (drift, "recipe and no-update")):
         sub.add_argument("--root", required=True, help="folder of folders in MVTec layout")
+        sub.add_argument("--strategy", action="append", default=[], help=f"what is measured; may repeat ({default})")
         sub.add_argument("--seed", action="append", type=int, default=[], help="may repeat (0)")
         sub.add_argument("--recipe", default="lite", help="recipe of STLM (lite)")
         sub.add_argument("--out", default="", metavar="FOLDER", help="write JSON and a page there, too")
