@@ -100,6 +100,8 @@ class ModelConfig:
     """Teacher embeddings of normals kept as a constant-size coreset; an extension, 0 in the published design."""
     distribution_shrinkage: float = 0.1
     """Where the maps name ``distribution``: weight of the covariance averaged over all positions; an extension."""
+    distribution_mean: Literal["arithmetic", "geometric"] = "arithmetic"
+    """How distances of several levels are averaged; the geometric mean is high only where they agree."""
     distribution_max_count: int = 1000
     """Earlier normals weigh as much as this many at most, so that lasting drift is learnt in bounded time."""
     smoothing: int = 0

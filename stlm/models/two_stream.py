@@ -24,6 +24,7 @@ __all__ = ["Levels", "Streams", "TwoStream"]
 
 Levels = tuple[Tensor, Tensor]
 _MIN_SCALE = 0.02
+_MIN_DISTANCE = 1e-6
 
 
 class Streams(NamedTuple):
@@ -179,10 +180,13 @@ class TwoStream(nn.Module):
         return stacked
 
     def _of_levels(self, distances: Tensor, *, deep: bool) -> Tensor:
-        """Mean distance over the students' levels and the finer, or the coarser, of the extra ones."""
+        """Mean over the students' levels and the finer, or the coarser, of the extra ones; a log where geometric."""
         core = len(self.core_taps)
         extra = [core + i for i, tap in enumerate(self.extra_taps) if (tap > self.core_taps[-1]) == deep]
-        return distances[:, [*range(core), *extra]].mean(dim=1)
+        chosen = distances[:, [*range(core), *extra]]
+        if self.config.model.distribution_mean == "geometric":
+            chosen = chosen.clamp_min(_MIN_DISTANCE).log()
+        return chosen.mean(dim=1)
 
     def image_scores(self, maps: Tensor) -> Tensor:
         """Mean of the largest values of each map.

@@ -97,29 +97,35 @@ def fit(
         with torch.no_grad():
             assert isinstance(model.plain, PlainProjection)
             model.plain.projection.weight.copy_(model.embedding.projection[:, :, None, None])
-    data = model.config.data
+    share = model.config.replay_share if len(replay) else 0.0
+    stages = [
+        (stage, num_steps(stage, num_new=len(new), has_parent=has_parent, replay_share=share))
+        for stage in model.config.stages
+    ]
 
     @functools.cache
     def samples() -> tuple[Samples, Samples | None]:
+        data = model.config.data
+        kept = data.corruptions_per_image * len(new) + data.replay_corruptions_per_image * len(replay)
+        # Making more than will be drawn costs more than it spares; then every draw is made anew.
+        banked = kept <= sum(steps * stage.batch_size for stage, steps in stages)
         make = functools.partial(
             build_samples, model, textures=textures, seed=seed, cache_dir=cache_dir, teacher=teacher
         )
-        fresh = make(new, repetitions=data.corruptions_per_image, label="new")
+        fresh = make(new, repetitions=data.corruptions_per_image if banked else 0, label="new")
         assert fresh is not None
-        return fresh, make(replay, repetitions=data.replay_corruptions_per_image, label="replay")
+        return fresh, make(replay, repetitions=data.replay_corruptions_per_image if banked else 0, label="replay")
 
     distils = has_parent and any(stage.distillation > 0 for stage in model.config.stages)
     champion = copy.deepcopy(model).eval() if distils else None
     trained_before = copy.deepcopy(_trained_state(model)) if has_parent and model.config.champion_share > 0 else {}
-    share = model.config.replay_share if len(replay) else 0.0
     first_stage, curves, total, complete = 0, dict[str, list[Point]](), 0, True
     if state is not None:
         model.load_state_dict(state["model"])
         first_stage = int(state["stage"])
         curves = state["curves"]
         logger.info("resuming stage=%d step=%d", first_stage, state["step"])
-    for index, stage in enumerate(model.config.stages):
-        steps = num_steps(stage, num_new=len(new), has_parent=has_parent, replay_share=share)
+    for index, (stage, steps) in enumerate(stages):
         if steps == 0:
             continue
         total += steps

@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(4 * 3600)]
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 SEED = 0
+NAMES = pytest.mark.parametrize("name", ["solar cells", "mtd/exp1", "mvtec_bottle"])
 NUM_CELLS = 120
 MAX_JUDGED = 100
 MAX_DEFECTIVE = 200
@@ -43,6 +44,10 @@ def _model(**changes: Any) -> Callable[[RecipeConfig], RecipeConfig]:
 
 def _data(**changes: Any) -> Callable[[RecipeConfig], RecipeConfig]:
     return lambda config: replace(config, data=replace(config.data, **changes))
+
+
+def _batches_of_eight(config: RecipeConfig) -> RecipeConfig:
+    return replace(config, stages=tuple(replace(stage, batch_size=8) for stage in config.stages))
 
 
 MAPS = ("aggregation", "two_stream", "distribution")
@@ -61,11 +66,21 @@ VARIANTS: Mapping[str, Callable[[RecipeConfig], RecipeConfig]] = {
     "textures only": _data(texture_probability=1.0),
     "parts of the image itself only": _data(texture_probability=0.0),
     "every corruption drawn anew": _data(corruptions_per_image=0),
+    "batches of eight": _batches_of_eight,
     "no common exposure": _data(exposure=0.0),
     "a finer level (block 2)": _model(distribution_taps=(2,)),
     "320 px": lambda config: _model(score_size=(40, 40))(_data(image_size=(320, 320))(config)),
 }
 """Each is trained by itself, its maps weighed as in ``lite``."""
+GAUSSIANS: Mapping[str, dict[str, Any]] = {
+    "as in lite": {},
+    "arithmetic mean of the levels": {"distribution_mean": "arithmetic"},
+    "shrinkage 0.1": {"distribution_shrinkage": 0.1},
+    "both, as once": {"distribution_mean": "arithmetic", "distribution_shrinkage": 0.1},
+    "shrinkage 0.5": {"distribution_shrinkage": 0.5},
+    "map not smoothed": {"smoothing": 0},
+}
+"""The map of Gaussians alone, which no stage trains."""
 
 
 def _judged(detector: Detector, good: Sequence[Path], defective: Sequence[Path]) -> list[str]:
@@ -109,14 +124,28 @@ def _trained(config: RecipeConfig, night: Sequence[NormalImage]) -> tuple[TwoStr
     return learner.detector, time.perf_counter() - started
 
 
-@pytest.mark.parametrize("name", ["solar cells", "mtd/exp1", "mvtec_bottle"])
-def test_ablation(name: str) -> None:
+def _told(name: str) -> tuple[list[NormalImage], list[Path], list[Path]]:
+    """The night, judged normals, defective images; the table's head is printed."""
     learnt, good, defective = _images(name)
-    night = night_of(learnt, name)
     print(
         f"\n{name}: {len(learnt)} normals learnt, {len(good)} judged, {len(defective)} with true defects, seed {SEED}"
     )
     print(f"{'':32} true: image | drawn: image, pixel AUROC, AP, PRO | training s")
+    return night_of(learnt, name), good, defective
+
+
+@NAMES
+def test_gaussians(name: str) -> None:
+    night, good, defective = _told(name)
+    bare = with_passes(_model(maps=("distribution",), map_weights=())(lite()), pixel=(0, 0))
+    for label, changes in GAUSSIANS.items():
+        model, seconds = _trained(_model(**changes)(bare), night)
+        print(f"{label:32} {'  '.join(_judged(model, good, defective))}  {seconds:5.0f}", flush=True)
+
+
+@NAMES
+def test_ablation(name: str) -> None:
+    night, good, defective = _told(name)
 
     def tell(label: str, model: TwoStream, seconds: float) -> None:
         print(f"{label:32} {'  '.join(_judged(model, good, defective))}  {seconds:5.0f}", flush=True)

@@ -151,8 +151,12 @@ def test_k_centre_picks_one_of_each_cluster_first() -> None:
 
 
 def test_finer_levels_sharpen_the_map_and_coarser_ones_judge_the_image() -> None:
-    scores = ("aggregation", "deep_distribution")
-    config = dataclasses.replace(recipe("lite").model, distribution_taps=(2, 15), score_maps=scores)
+    config = dataclasses.replace(
+        recipe("lite").model,
+        distribution_taps=(2, 15),
+        score_maps=("aggregation", "deep_distribution"),
+        distribution_mean="arithmetic",
+    )
     deep = build_model(dataclasses.replace(recipe("lite"), model=config), seed=0, pretrained=False)
     model = build_model(
         dataclasses.replace(recipe("lite"), model=dataclasses.replace(config, distribution_taps=(2,))),
@@ -169,6 +173,14 @@ def test_finer_levels_sharpen_the_map_and_coarser_ones_judge_the_image() -> None
     anomaly_map, score_map = model.fuse(maps)
     assert float(anomaly_map) == pytest.approx(0.2 * 1 + 0.8 * 10)
     assert float(score_map) == pytest.approx(0.2 * 1 + 0.8 * 100)
+
+
+def test_the_geometric_mean_of_the_levels_is_averaged_as_a_log() -> None:
+    model = build_model(recipe("lite"), seed=0, pretrained=False)
+    assert model.config.model.distribution_mean == "geometric"
+    distances = torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)
+    assert float(model._of_levels(distances, deep=False).exp()) == pytest.approx(2.0)
+    assert torch.isfinite(model._of_levels(0 * distances, deep=False)).all()
 
 
 def test_training_does_not_see_the_extra_levels() -> None:

@@ -79,6 +79,21 @@ def test_an_update_keeps_the_teachers_embedding_of_the_first_night() -> None:
     assert torch.equal(model.embedding.projection, projection)
 
 
+@pytest.mark.parametrize(("replayed", "kept"), [(4, True), (40, False)])
+def test_corruptions_are_kept_only_where_more_are_drawn_than_made(
+    replayed: int, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build_model(recipe("tiny"), seed=0)
+    train(model)
+    caplog.clear()
+    # Twelve steps of four draw 48; eight new images have two corruptions each, replayed ones have one.
+    with caplog.at_level("INFO"):
+        result = train(model, replay=normals(replayed, seed=5))
+    assert ("corrupting new images" in caplog.text, "corrupting replay images" in caplog.text) == (kept, kept)
+    assert result.num_steps == 12
+    assert result.complete
+
+
 class KilledError(Exception):
     """Stands for the process being killed."""
 
