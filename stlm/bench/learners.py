@@ -294,10 +294,9 @@ def with_passes(config: AnyRecipe, **passes: tuple[float, float]) -> RecipeConfi
 def _only(any_config: AnyRecipe, name: str, **changes: int) -> RecipeConfig:
     config = _stlm(any_config)
     stages = tuple(replace(stage, passes=0.0, update_passes=0.0) for stage in config.stages)
-    data = replace(config.data, corruptions_per_image=1, replay_corruptions_per_image=1)
     scores = ("deep_distribution",) if name == "distribution" else ()
     model = replace(config.model, maps=(name,), map_weights=(), score_maps=scores, **changes)  # type: ignore[arg-type]
-    return replace(config, model=model, stages=stages, data=data)
+    return replace(config, model=model, stages=stages)
 
 
 STRATEGIES: dict[str, Callable[[AnyRecipe, int], Learner]] = {
@@ -314,7 +313,7 @@ STRATEGIES: dict[str, Callable[[AnyRecipe, int], Learner]] = {
     "both-stages": lambda config, seed: StlmLearner(
         config=with_passes(config, masked_reconstruction=(3, 2)), seed=seed
     ),
-    "pixel-stage-short": lambda config, seed: StlmLearner(config=with_passes(config, pixel=(10, 2)), seed=seed),
+    "pixel-stage-long": lambda config, seed: StlmLearner(config=with_passes(config, pixel=(10, 8)), seed=seed),
     "statistics-only": lambda config, seed: StlmLearner(config=with_passes(config, pixel=(10, 0)), seed=seed),
     "joint": lambda config, seed: StlmLearner(config=config, seed=seed, joint=True),
     "patchcore": lambda _config, seed: PatchCoreLearner(seed=seed, max_size=5_000),
