@@ -124,32 +124,34 @@ def _trained(config: RecipeConfig, night: Sequence[NormalImage]) -> tuple[TwoStr
     return learner.detector, time.perf_counter() - started
 
 
-def _told(name: str) -> tuple[list[NormalImage], list[Path], list[Path]]:
-    """The night, judged normals, defective images; the table's head is printed."""
+Tell = Callable[[str, TwoStream, float], None]
+
+
+def _told(name: str) -> tuple[list[NormalImage], Tell]:
+    """The night, and what prints a model's row; the table's head is printed."""
     learnt, good, defective = _images(name)
     print(
         f"\n{name}: {len(learnt)} normals learnt, {len(good)} judged, {len(defective)} with true defects, seed {SEED}"
     )
     print(f"{'':32} true: image | drawn: image, pixel AUROC, AP, PRO | training s")
-    return night_of(learnt, name), good, defective
-
-
-@NAMES
-def test_gaussians(name: str) -> None:
-    night, good, defective = _told(name)
-    bare = with_passes(_model(maps=("distribution",), map_weights=())(lite()), pixel=(0, 0))
-    for label, changes in GAUSSIANS.items():
-        model, seconds = _trained(_model(**changes)(bare), night)
-        print(f"{label:32} {'  '.join(_judged(model, good, defective))}  {seconds:5.0f}", flush=True)
-
-
-@NAMES
-def test_ablation(name: str) -> None:
-    night, good, defective = _told(name)
 
     def tell(label: str, model: TwoStream, seconds: float) -> None:
         print(f"{label:32} {'  '.join(_judged(model, good, defective))}  {seconds:5.0f}", flush=True)
 
+    return night_of(learnt, name), tell
+
+
+@NAMES
+def test_gaussians(name: str) -> None:
+    night, tell = _told(name)
+    bare = with_passes(_model(maps=("distribution",), map_weights=())(lite()), pixel=(0, 0))
+    for label, changes in GAUSSIANS.items():
+        tell(label, *_trained(_model(**changes)(bare), night))
+
+
+@NAMES
+def test_ablation(name: str) -> None:
+    night, tell = _told(name)
     base, seconds = _trained(_model(maps=MAPS, map_weights=(0.2, 1e-9, 0.8))(lite()), night)
     for label, weights in FUSIONS.items():
         for buffer in (base.map_weights, base.score_weights):
