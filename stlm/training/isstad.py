@@ -20,7 +20,17 @@ from stlm.training import world
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.loop import num_steps
 from stlm.training.samples import Normals
-from stlm.training.steps import FitResult, Point, Shares, StageLoop, autocast, parts_of, run_steps
+from stlm.training.steps import (
+    FitResult,
+    Point,
+    Shares,
+    StageLoop,
+    autocast,
+    draws_ahead,
+    own_rows,
+    parts_of,
+    run_steps,
+)
 
 __all__ = ["fit_isstad", "learning_rate", "random_crop", "repair_losses"]
 
@@ -53,6 +63,11 @@ class _Source:
             if count > 0
         ]
         return torch.cat(chosen)
+
+    def own(self, *drawn: Tensor) -> tuple[Tensor, ...]:
+        """This process's rows, on the model's device."""
+        rows = own_rows(self.stage.batch_size)
+        return tuple(tensor[rows].to(self.model.mean.device) for tensor in drawn)
 
 
 def fit_isstad(
@@ -116,7 +131,9 @@ def fit_isstad(
     return FitResult(num_steps=total, curves=curves, complete=complete)
 
 
-def _loop(source: _Source, index: int, steps: int, steps_per_pass: int, *, seed: int, has_parent: bool) -> StageLoop:
+def _loop(
+    source: _Source, index: int, steps: int, steps_per_pass: int, *, seed: int, has_parent: bool
+) -> StageLoop[tuple[Tensor, ...]]:
     model, stage = source.model, source.stage
     repair = stage.name == "repair"
     model.requires_grad_(False)
@@ -133,7 +150,9 @@ def _loop(source: _Source, index: int, steps: int, steps_per_pass: int, *, seed:
         steps=steps,
         seed=seed,
         optimizers=[_optimizer(model, stage)],
-        losses=(lambda rng: _repair_step(source, rng)) if repair else (lambda rng: _masked_step(source, rng)),
+        draw=lambda rng: (_draw_repair if repair else _draw_masked)(source, rng),
+        losses=lambda drawn: (_repair_step if repair else _masked_step)(source, drawn),
+        ahead=draws_ahead(model.mean.device),
         rate=lambda step: scale * learning_rate(stage, step, steps, steps_per_pass),
         clears=lambda step: clear or step % steps_per_pass == 0,
     )
@@ -173,17 +192,23 @@ def learning_rate(stage: IsstadStageConfig, step: int, steps: int, steps_per_pas
     return low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / (1.0 - warmup)))
 
 
-def _masked_step(source: _Source, rng: np.random.Generator) -> Shares:
-    model, data = source.model, source.model.config.data
-    device = model.mean.device
-    images = torch.stack([random_crop(image, data, rng) for image in source.draw(rng)])
+def _draw_masked(source: _Source, rng: np.random.Generator) -> tuple[Tensor, ...]:
+    """Cropped images, and the noise by which patches are hidden."""
+    model = source.model
+    images = torch.stack([random_crop(image, model.config.data, rng) for image in source.draw(rng)])
     noise = torch.from_numpy(rng.random((len(images), model.grid[0] * model.grid[1])))
+    return source.own(images, noise)
+
+
+def _masked_step(source: _Source, drawn: tuple[Tensor, ...]) -> Shares:
+    model = source.model
+    images, noise = drawn
     for rows in parts_of(len(images), source.parts):
-        normalised = model.normalise(images[rows].to(device), stage=0)
-        with autocast(device, bf16=source.bf16):
-            hidden = model.predict_hidden(normalised, noise[rows].to(device), source.stage.mask_ratio)
+        normalised = model.normalise(images[rows], stage=0)
+        with autocast(images.device, bf16=source.bf16):
+            hidden = model.predict_hidden(normalised, noise[rows], source.stage.mask_ratio)
             error = masked_patch_error(*hidden)
-        yield len(normalised) / len(images), {"masked_mse": error}
+        yield len(normalised) / source.stage.batch_size, {"masked_mse": error}
 
 
 def random_crop(image: Tensor, data: IsstadDataConfig, rng: np.random.Generator) -> Tensor:
@@ -211,9 +236,9 @@ def random_crop(image: Tensor, data: IsstadDataConfig, rng: np.random.Generator)
     return part[0]
 
 
-def _repair_step(source: _Source, rng: np.random.Generator) -> Shares:
-    model, config = source.model, source.model.config
-    device = model.mean.device
+def _draw_repair(source: _Source, rng: np.random.Generator) -> tuple[Tensor, ...]:
+    """What the network sees, what it shall paint, and where the two differ."""
+    config = source.model.config
     clean, corrupted, masks = [], [], []
     for image in source.draw(rng):
         gain = 1.0 + rng.uniform(-config.data.brightness, config.data.brightness)
@@ -222,13 +247,16 @@ def _repair_step(source: _Source, rng: np.random.Generator) -> Shares:
         clean.append(lit)
         corrupted.append(torch.from_numpy(pixels).permute(2, 0, 1))
         masks.append(torch.from_numpy(mask))
-    for rows in parts_of(len(masks), source.parts):
-        dirty = torch.stack(corrupted[rows]).to(device)
-        target = torch.stack(clean[rows]).to(device) if config.repair.clean_target else dirty
-        painted = torch.stack(masks[rows]).to(device)
-        with autocast(device, bf16=source.bf16):
-            losses = repair_losses(model, dirty, target, painted, config.repair)
-        yield len(painted) / len(masks), losses
+    target = clean if config.repair.clean_target else corrupted
+    return source.own(*(torch.stack(rows) for rows in (corrupted, target, masks)))
+
+
+def _repair_step(source: _Source, drawn: tuple[Tensor, ...]) -> Shares:
+    dirty, target, painted = drawn
+    for rows in parts_of(len(painted), source.parts):
+        with autocast(dirty.device, bf16=source.bf16):
+            losses = repair_losses(source.model, dirty[rows], target[rows], painted[rows], source.model.config.repair)
+        yield len(painted[rows]) / source.stage.batch_size, losses
 
 
 def repair_losses(

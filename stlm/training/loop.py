@@ -17,7 +17,7 @@ from stlm.nn.encoders import Features, mask_features
 from stlm.nn.teachers import Teacher
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.samples import Samples, TrainingBatch
-from stlm.training.steps import Point, Shares, StageLoop, autocast, parts_of, run_steps
+from stlm.training.steps import Point, Shares, StageLoop, autocast, draws_ahead, own_rows, parts_of, run_steps
 
 __all__ = ["StageRun", "num_steps", "pixel_losses", "run_stage"]
 
@@ -46,6 +46,8 @@ class StageRun:
     """Of each batch, that are on the device one after the other."""
     bf16: bool = False
     """Whether products within the losses are taken in bfloat16."""
+    ahead: int | None = None
+    """Batches that are drawn while a step computes; ``None``: as the device wants it."""
     watch: Callable[[str, int, int], None] | None = None
     """See :class:`StageLoop`."""
     checkpointer: Checkpointer | None = None
@@ -102,17 +104,25 @@ def _rate(config: OptimConfig, step: int, steps: int) -> float:
     return max(1e-3, 0.5 * (1.0 + math.cos(math.pi * (position - rise) / (1.0 - rise))))
 
 
-def _draw(run: StageRun, rng: np.random.Generator) -> TrainingBatch:
-    batch_size = run.stage.batch_size
-    if run.replay is None:
-        return run.new.batch(rng, batch_size)
-    replayed = round(batch_size * run.replay_share)
-    parts = [run.new.batch(rng, batch_size - replayed), run.replay.batch(rng, replayed)]
+def _draw(run: StageRun, rng: np.random.Generator) -> tuple[TrainingBatch, Tensor | None]:
+    """This process's rows of a batch, new images first, and the cells that stay where the stage hides some."""
+    count = run.stage.batch_size
+    replayed = round(count * run.replay_share) if run.replay is not None else 0
+    own, first = own_rows(count), 0
+    parts = []
+    for samples, size in ((run.new, count - replayed), (run.replay, replayed)):
+        if samples is None or size == 0:
+            continue
+        choice = samples.choose(rng, size).rows(slice(max(0, own.start - first), max(0, own.stop - first)))
+        if len(choice.indices) > 0:
+            parts.append(samples.make(choice))
+        first += size
     corrupted, clean, corrupted_targets, clean_targets = (
         tuple(torch.cat(levels) for levels in zip(*(getattr(p, name) for p in parts), strict=True))
         for name in ("corrupted", "clean", "corrupted_targets", "clean_targets")
     )
-    return TrainingBatch(corrupted, clean, torch.cat([p.mask for p in parts]), corrupted_targets, clean_targets)
+    batch = TrainingBatch(corrupted, clean, torch.cat([p.mask for p in parts]), corrupted_targets, clean_targets)
+    return batch, _draw_kept(run, batch, rng)[own] if run.stage.name == "masked_reconstruction" else None
 
 
 def _targets(run: StageRun, view: Features, kept: tuple[Tensor, ...]) -> Levels:
@@ -126,11 +136,11 @@ def _targets(run: StageRun, view: Features, kept: tuple[Tensor, ...]) -> Levels:
 
 
 def _draw_kept(run: StageRun, batch: TrainingBatch, rng: np.random.Generator) -> Tensor:
-    """``(B, gh, gw)`` bool: the cells that are not hidden."""
+    """``(batch_size, gh, gw)`` bool: the cells that are not hidden, for the rows of all processes."""
     rows, columns = batch.clean[-1].shape[-2:] if run.model.trunk is not None else _IMAGE_GRID
     cells = rows * columns
     hidden = max(1, round(cells * run.stage.mask_ratio))
-    keep = np.ones((len(batch.mask), cells), dtype=np.bool_)
+    keep = np.ones((run.stage.batch_size, cells), dtype=np.bool_)
     for row in keep:
         row[rng.permutation(cells)[:hidden]] = False
     return torch.from_numpy(keep).view(-1, rows, columns).to(batch.mask.device)
@@ -189,14 +199,13 @@ def run_stage(run: StageRun, resumed: dict[str, Any] | None) -> bool:
         InterruptedError: The checkpointer was asked to stop; its file holds the state.
     """
 
-    def losses(rng: np.random.Generator) -> Shares:
-        batch = _draw(run, rng)
-        kept = _draw_kept(run, batch, rng) if run.stage.name == "masked_reconstruction" else None
+    def losses(drawn: tuple[TrainingBatch, Tensor | None]) -> Shares:
+        batch, kept = drawn
         for rows in parts_of(len(batch.mask), run.parts):
             part = batch.rows(rows)
             with autocast(part.mask.device, bf16=run.bf16):
                 losses = pixel_losses(run, part) if kept is None else _masked_losses(run, part, kept[rows])
-            yield len(part.mask) / len(batch.mask), losses
+            yield len(part.mask) / run.stage.batch_size, losses
 
     loop = StageLoop(
         model=run.model,
@@ -205,7 +214,9 @@ def run_stage(run: StageRun, resumed: dict[str, Any] | None) -> bool:
         steps=run.steps,
         seed=run.seed,
         optimizers=_optimizers(run.model, run.stage.optim),
+        draw=lambda rng: _draw(run, rng),
         losses=losses,
+        ahead=draws_ahead(next(run.model.parameters()).device) if run.ahead is None else run.ahead,
         rate=lambda step: run.lr_scale * _rate(run.stage.optim, step, run.steps),
         watch=run.watch,
         checkpointer=run.checkpointer,

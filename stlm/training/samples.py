@@ -28,7 +28,7 @@ from stlm.nn.encoders import Features
 from stlm.nn.teachers import Teacher
 from stlm.training import world
 
-__all__ = ["Normals", "Samples", "TrainingBatch", "build_samples", "load_normals", "trunk_features_of"]
+__all__ = ["Choice", "Normals", "Samples", "TrainingBatch", "build_samples", "load_normals", "trunk_features_of"]
 
 logger = logging.getLogger(__name__)
 _SHARD = 32
@@ -54,6 +54,22 @@ class TrainingBatch(NamedTuple):
             for levels in (self.corrupted, self.clean, self.corrupted_targets, self.clean_targets)
         )
         return TrainingBatch(corrupted, clean, self.mask[rows], corrupted_targets, clean_targets)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """Which samples a batch takes; drawn in no time, so that every process can draw all and make its own."""
+
+    indices: NDArray[np.int64]
+    """``(B,)``, of the normals."""
+    repetitions: NDArray[np.int64]
+    """``(B,)``: which of its corruptions is meant."""
+    is_clean: NDArray[np.bool_]
+    """``(B,)``, True where the corruption is left out."""
+
+    def rows(self, rows: slice) -> "Choice":
+        """A part of the choice."""
+        return Choice(indices=self.indices[rows], repetitions=self.repetitions[rows], is_clean=self.is_clean[rows])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,24 +263,41 @@ class Samples:
         shard["mask"] = (small.squeeze(1) > 0.5).to(torch.uint8).cpu()
         return shard
 
-    def batch(self, rng: np.random.Generator, count: int) -> TrainingBatch:
-        """Draw samples with replacement.
+    def choose(self, rng: np.random.Generator, count: int) -> Choice:
+        """Choose samples with replacement.
 
         Args:
             rng: The step's own generator.
             count: How many.
 
         Returns:
+            For :meth:`make`.
+        """
+        indices = rng.integers(len(self.normals), size=count)
+        if self._bank is None:
+            repetitions = np.array([rng.integers(2**31) for _ in range(count)], dtype=np.int64)
+        else:
+            repetitions = rng.integers(self._repetitions, size=count)
+        return Choice(
+            indices=indices, repetitions=repetitions, is_clean=rng.random(count) < self._config.clean_probability
+        )
+
+    def make(self, choice: Choice) -> TrainingBatch:
+        """Corrupt what was chosen, or take it from the bank.
+
+        Args:
+            choice: At least one row.
+
+        Returns:
             A batch on the model's device.
         """
         device = next(self._model.parameters()).device
-        chosen = rng.integers(len(self.normals), size=count)
         targets: dict[str, tuple[Tensor, ...]] = {"corrupted": (), "clean": ()}
         if self._bank is None:
-            pairs = [(int(i), int(rng.integers(2**31))) for i in chosen]
+            pairs = list(zip(choice.indices.tolist(), choice.repetitions.tolist(), strict=True))
             corrupted, clean, mask = self._features(pairs)
         else:
-            rows = chosen + len(self.normals) * rng.integers(self._repetitions, size=count)
+            rows = choice.indices + len(self.normals) * choice.repetitions
             corrupted, clean = (
                 tuple(_as_float(level.to(device)) for level in self._bank.levels(view, rows))
                 for view in ("corrupted", "clean")
@@ -274,7 +307,7 @@ class Samples:
                 for view in targets
             }
             mask = self._bank.rows("mask", rows).float().to(device)
-        keep_clean = torch.from_numpy(rng.random(count) < self._config.clean_probability).to(device)
+        keep_clean = torch.from_numpy(choice.is_clean).to(device)
         selector = keep_clean.view(-1, 1, 1, 1)
         corrupted, corrupted_targets = (
             tuple(torch.where(selector, c, d) for d, c in zip(dirty, fresh, strict=True))

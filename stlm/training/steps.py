@@ -1,10 +1,13 @@
 """The plain loop below every stage: steps, learning rates, checkpoints, limits; it stops where a loss is not finite."""
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,12 +18,14 @@ from stlm.errors import ConfigError, TrainingDivergedError
 from stlm.training import world
 from stlm.training.checkpoint import Checkpointer
 
-__all__ = ["FitResult", "Point", "Shares", "StageLoop", "autocast", "parts_of", "run_steps"]
+__all__ = ["FitResult", "Point", "Shares", "StageLoop", "autocast", "draws_ahead", "own_rows", "parts_of", "run_steps"]
 
 logger = logging.getLogger(__name__)
+BatchT = TypeVar("BatchT")
 Point = dict[str, float]
 Shares = Iterable[tuple[float, dict[str, Tensor]]]
 """For each part of a batch: its share of the batch, and the terms of its loss."""
+_AHEAD = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +45,7 @@ def _always(step: int) -> bool:
 
 
 @dataclass(kw_only=True)
-class StageLoop:
+class StageLoop(Generic[BatchT]):
     """What a stage repeats."""
 
     model: nn.Module
@@ -51,10 +56,14 @@ class StageLoop:
     seed: int
     optimizers: Sequence[torch.optim.Optimizer]
     """At their full learning rates."""
-    losses: Callable[[np.random.Generator], Shares]
-    """Draws a batch with the step's own generator; a part's loss is computed when the one before is done with."""
+    draw: Callable[[np.random.Generator], BatchT]
+    """This process's rows of a batch, by the step's own generator and nothing that a step changes."""
+    losses: Callable[[BatchT], Shares]
+    """A part's loss is computed when the one before is done with."""
     rate: Callable[[int], float]
     """Step -> factor on every learning rate."""
+    ahead: int = 0
+    """Batches that threads draw while a step computes; see :func:`draws_ahead`."""
     clears: Callable[[int], bool] = _always
     """Step -> whether gradients of earlier steps are forgotten before it."""
     watch: Callable[[str, int, int], None] | None = None
@@ -66,7 +75,7 @@ class StageLoop:
     """Stage -> points; this stage appends its own."""
 
 
-def run_steps(loop: StageLoop, resumed: dict[str, Any] | None) -> bool:
+def run_steps(loop: StageLoop[BatchT], resumed: dict[str, Any] | None) -> bool:
     """Train one stage in place.
 
     Args:
@@ -86,35 +95,66 @@ def run_steps(loop: StageLoop, resumed: dict[str, Any] | None) -> bool:
     full_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in loop.optimizers]
     first = _resume(loop, resumed) if resumed is not None else 0
     loop.model.train()
+    steps = tqdm(range(first, loop.steps), initial=first, total=loop.steps, desc=loop.name, unit="step", disable=None)
     try:
-        for step in tqdm(
-            range(first, loop.steps), initial=first, total=loop.steps, desc=loop.name, unit="step", disable=None
-        ):
-            rng = np.random.default_rng([loop.seed, loop.index, step])
-            torch.manual_seed(int(rng.integers(2**31)) + world.rank())  # dropout: each process has rows of its own
-            factor = loop.rate(step)
-            for optimizer, rates in zip(loop.optimizers, full_rates, strict=True):
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
-                if loop.clears(step):
-                    optimizer.zero_grad(set_to_none=True)
-            values = _backward(loop, step, rng)
-            for optimizer in loop.optimizers:
-                optimizer.step()
-            _record(loop, step, values)
-            if loop.watch is not None:
-                loop.model.eval()
-                loop.watch(loop.name, step + 1, loop.steps)
-                loop.model.train()
-            if loop.checkpointer is not None and not _goes_on(loop, loop.checkpointer, step):
-                return False
+        with contextlib.closing(_batches(loop, first)) as batches:
+            for step, (noise_seed, batch) in zip(steps, batches, strict=True):
+                torch.manual_seed(noise_seed + world.rank())  # dropout: each process has rows of its own
+                factor = loop.rate(step)
+                for optimizer, rates in zip(loop.optimizers, full_rates, strict=True):
+                    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                        group["lr"] = rate * factor
+                    if loop.clears(step):
+                        optimizer.zero_grad(set_to_none=True)
+                values = _backward(loop, step, batch)
+                for optimizer in loop.optimizers:
+                    optimizer.step()
+                _record(loop, step, values)
+                if loop.watch is not None:
+                    loop.model.eval()
+                    loop.watch(loop.name, step + 1, loop.steps)
+                    loop.model.train()
+                if loop.checkpointer is not None and not _goes_on(loop, loop.checkpointer, step):
+                    return False
         world.average(_running_statistics(loop.model))
     finally:
         loop.model.eval()
     return True
 
 
-def _goes_on(loop: StageLoop, checkpointer: Checkpointer, step: int) -> bool:
+def _batches(loop: StageLoop[BatchT], first: int) -> Generator[tuple[int, BatchT]]:
+    """Each step's seed of its noise, and its batch."""
+
+    def draw(step: int) -> tuple[int, BatchT]:
+        rng = np.random.default_rng([loop.seed, loop.index, step])
+        return int(rng.integers(2**31)), loop.draw(rng)
+
+    if loop.ahead == 0:
+        yield from map(draw, range(first, loop.steps))
+        return
+    pool = ThreadPoolExecutor(loop.ahead, thread_name_prefix="draw")
+    try:
+        waiting: deque[Future[tuple[int, BatchT]]] = deque()
+        for step in range(first, loop.steps):
+            waiting.append(pool.submit(draw, step))
+            if len(waiting) > loop.ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def draws_ahead(device: torch.device) -> int:
+    """How many batches to draw while a step computes.
+
+    At 1024 px a corruption takes a core about as long as a GPU takes for its step, or longer. On a CPU drawing would
+    only take from the step what it gives to the next one.
+    """
+    return 0 if device.type == "cpu" else _AHEAD
+
+
+def _goes_on(loop: StageLoop[Any], checkpointer: Checkpointer, step: int) -> bool:
     """Save where it is time to; False when there is no time left."""
     flags = (checkpointer.due(), checkpointer.stop_requested, checkpointer.clock() > loop.deadline_s)
     due, stopped, late = world.any_of(flags, next(loop.model.parameters()).device)
@@ -137,14 +177,28 @@ def _running_statistics(model: nn.Module) -> list[Tensor]:
     return [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
 
 
-def parts_of(count: int, parts: int) -> list[slice]:
-    """This process's share of ``count`` rows, in at most so many runs of one length, but for the last."""
+def own_rows(count: int) -> slice:
+    """This process's share of a batch.
+
+    Args:
+        count: Rows of the whole batch.
+
+    Returns:
+        At least one of them.
+
+    Raises:
+        ConfigError: There are more processes than rows.
+    """
     rank, size = world.rank(), world.size()
     if count < size:
         raise ConfigError(f"a batch of {count} cannot be shared by {size} processes; start at most {count}")
-    start, stop = count * rank // size, count * (rank + 1) // size
-    length = max(1, math.ceil((stop - start) / parts))
-    return [slice(first, min(first + length, stop)) for first in range(start, stop, length)]
+    return slice(count * rank // size, count * (rank + 1) // size)
+
+
+def parts_of(count: int, parts: int) -> list[slice]:
+    """``count`` rows in at most so many runs of one length, but for the last."""
+    length = max(1, math.ceil(count / parts))
+    return [slice(first, min(first + length, count)) for first in range(0, count, length)]
 
 
 def autocast(device: torch.device, *, bf16: bool) -> torch.autocast:
@@ -152,10 +206,10 @@ def autocast(device: torch.device, *, bf16: bool) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
-def _backward(loop: StageLoop, step: int, rng: np.random.Generator) -> Point:
+def _backward(loop: StageLoop[BatchT], step: int, batch: BatchT) -> Point:
     """Add the gradients of the step's batch; the terms of its loss."""
     terms: dict[str, Tensor] = {}
-    for share, losses in loop.losses(rng):
+    for share, losses in loop.losses(batch):
         (torch.stack([value.float() for value in losses.values()]).sum() * share).backward()  # type: ignore[no-untyped-call]
         for name, value in losses.items():
             terms[name] = terms.get(name, 0.0) + share * value.detach().float()
@@ -168,14 +222,14 @@ def _backward(loop: StageLoop, step: int, rng: np.random.Generator) -> Point:
     return values
 
 
-def _record(loop: StageLoop, step: int, values: Point) -> None:
+def _record(loop: StageLoop[Any], step: int, values: Point) -> None:
     loop.curves.setdefault(loop.name, []).append({"step": float(step), **values})
     if step % 25 == 0 or step == loop.steps - 1:
         terms = " ".join(f"{name}={value:.4f}" for name, value in values.items())
         logger.info("stage=%s step=%d/%d loss=%.4f %s", loop.name, step + 1, loop.steps, sum(values.values()), terms)
 
 
-def _resume(loop: StageLoop, resumed: dict[str, Any]) -> int:
+def _resume(loop: StageLoop[Any], resumed: dict[str, Any]) -> int:
     for optimizer, state in zip(loop.optimizers, resumed["optimizers"], strict=True):
         optimizer.load_state_dict(state)
     for parameter, gradient in zip(_trained(loop), resumed.get("gradients", ()), strict=False):
@@ -183,12 +237,12 @@ def _resume(loop: StageLoop, resumed: dict[str, Any]) -> int:
     return int(resumed["step"])
 
 
-def _trained(loop: StageLoop) -> list[nn.Parameter]:
+def _trained(loop: StageLoop[Any]) -> list[nn.Parameter]:
     groups = (group for optimizer in loop.optimizers for group in optimizer.param_groups)
     return [parameter for group in groups for parameter in group["params"]]
 
 
-def _state(loop: StageLoop, step: int) -> dict[str, Any]:
+def _state(loop: StageLoop[Any], step: int) -> dict[str, Any]:
     state = {
         "stage": loop.index,
         "step": step,

@@ -112,7 +112,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[TwoStream, SamTeach
 @pytest.mark.timeout(1800)
 def test_a_training_step_beside_the_published_design(world: tuple[TwoStream, SamTeacher, Samples, str]) -> None:
     model, teacher, samples, name = world
-    batch = samples.batch(np.random.default_rng(0), BATCH)
+    batch = samples.make(samples.choose(np.random.default_rng(0), BATCH))
     run = StageRun(
         model=model, stage=model.config.stages[0], stage_index=0, steps=1, new=samples, replay=None, replay_share=0.0,
         teacher=teacher, seed=0,
@@ -141,7 +141,8 @@ def test_inference_beside_the_published_design(
     world: tuple[TwoStream, SamTeacher, Samples, str], tmp_path: Path
 ) -> None:
     model = world[0].cpu().eval()
-    images = world[2].batch(np.random.default_rng(0), BATCH).clean[0].cpu()
+    samples = world[2]
+    images = samples.make(samples.choose(np.random.default_rng(0), BATCH)).clean[0].cpu()
     file = tmp_path / "model.onnx"
     export_onnx(model, file)
     session = open_session(file, num_threads=torch.get_num_threads())

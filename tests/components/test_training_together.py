@@ -57,6 +57,8 @@ def test_two_processes_take_the_steps_of_one(alone: FineTuneInputs) -> None:
     assert two.num_steps == one.num_steps
     # The same draws but for dropout, and batch norm sees the halves of a batch.
     assert all(_sum(a) == pytest.approx(_sum(b), rel=0.15) for a, b in zip(_points(two), _points(one), strict=True))
+    # The plain student knows neither dropout nor batch norm: before its first step the rows of both are those of one.
+    assert _points(two)[0]["plain"] == pytest.approx(_points(one)[0]["plain"], rel=1e-4)
     package = Path(two.package_dir)
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert torch.isfinite(load_model(package)(image).score).all()

@@ -15,7 +15,7 @@ from stlm.models.registry import build_model, start_students_from_mobile_sam
 from stlm.nn.mobile_sam import build_mobile_sam
 from stlm.nn.teachers import SamTeacher, load_sam_teacher
 from stlm.recipes import paper, paper_banked
-from stlm.training.samples import Normals, Samples, build_samples
+from stlm.training.samples import Normals, Samples, TrainingBatch, build_samples
 from tests.helpers.small_networks import official_mobile_sam_layout, tiny_sam
 
 
@@ -155,8 +155,11 @@ def test_a_bank_spares_the_teacher_and_is_not_taken_for_another_teachers(tmp_pat
         assert made is not None
         return made
 
+    def batch_of(samples: Samples) -> TrainingBatch:
+        return samples.make(samples.choose(np.random.default_rng(1), 5))
+
     teacher = Counting(sam=tiny_sam())
-    batch = bank(teacher).batch(np.random.default_rng(1), 5)
+    batch = batch_of(bank(teacher))
     assert teacher.asked == 2 * 6  # both views of each, and none for the batch
     for images_seen, targets in (
         (batch.corrupted[0], batch.corrupted_targets),
@@ -165,7 +168,7 @@ def test_a_bank_spares_the_teacher_and_is_not_taken_for_another_teachers(tmp_pat
         for ours, theirs in zip(targets, teacher.levels(images_seen), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
     teacher.asked = 0
-    again = bank(teacher).batch(np.random.default_rng(1), 5)
+    again = batch_of(bank(teacher))
     assert teacher.asked == 0
     torch.testing.assert_close(again.corrupted_targets, batch.corrupted_targets, rtol=0, atol=0)
     torch.testing.assert_close(again.mask, batch.mask, rtol=0, atol=0)

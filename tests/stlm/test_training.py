@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from stlm.models.two_stream import TwoStream
 from stlm.recipes import recipe
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.fit import FitResult, fit
-from stlm.training.loop import num_steps
+from stlm.training.loop import StageRun, num_steps, run_stage
 from stlm.training.replay import NormalImage, choose_replay, split_held_out
-from stlm.training.samples import Normals
+from stlm.training.samples import Normals, build_samples
 
 EMPTY = Normals(images=np.zeros((0, 64, 64, 3), dtype=np.uint8), digests=())
 
@@ -92,6 +93,39 @@ def test_corruptions_are_kept_only_where_more_are_drawn_than_made(
     assert ("corrupting new images" in caplog.text, "corrupting replay images" in caplog.text) == (kept, kept)
     assert result.num_steps == 12
     assert result.complete
+
+
+@pytest.mark.parametrize("repetitions", [0, 2])
+def test_rows_of_a_choice_are_rows_of_its_batch(repetitions: int) -> None:
+    samples = build_samples(
+        build_model(recipe("tiny"), seed=0), normals(8), repetitions=repetitions, textures=embedded_textures(), seed=7,
+        cache_dir=None, label="new",
+    )  # fmt: skip
+    assert samples is not None
+    choice = samples.choose(np.random.default_rng(0), 6)
+    part, whole = samples.make(choice.rows(slice(2, 5))), samples.make(choice).rows(slice(2, 5))
+    torch.testing.assert_close(part, whole, rtol=1e-3, atol=1e-3)
+    assert torch.equal(part.mask, whole.mask)
+
+
+@pytest.mark.parametrize("stage_index", [0, 1])
+def test_a_stage_whose_batches_are_drawn_ahead_ends_in_the_same_weights(stage_index: int) -> None:
+    states = []
+    for ahead in (0, 3):
+        model = build_model(recipe("tiny"), seed=0)
+        make = partial(
+            build_samples, model, repetitions=0, textures=embedded_textures(), seed=7, cache_dir=None, label="live"
+        )
+        new, replay = make(normals(8)), make(normals(6, seed=5))
+        assert new is not None
+        stage = model.config.stages[stage_index]
+        run = StageRun(
+            model=model, stage=stage, stage_index=stage_index, steps=4, new=new, replay=replay, replay_share=0.5,
+            teacher=None, seed=7, ahead=ahead,
+        )  # fmt: skip
+        assert run_stage(run, None)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
 
 
 class KilledError(Exception):

@@ -1,6 +1,7 @@
 """Several processes of one training, on the CPU: their steps are those of one process."""
 
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,29 @@ from torch import distributed, multiprocessing, nn
 from stlm.errors import ConfigError, TrainingDivergedError
 from stlm.training import world
 from stlm.training.checkpoint import Checkpointer
-from stlm.training.steps import Shares, StageLoop, parts_of, run_steps
+from stlm.training.steps import Shares, StageLoop, own_rows, parts_of, run_steps
 
 STEPS, BATCH, COUNT = 6, 13, 2
 
 
-def _loop(model: nn.Module, *, limit: float = math.inf, **changes: Any) -> StageLoop:
+def _draw(rng: np.random.Generator) -> torch.Tensor:
+    return torch.from_numpy(rng.normal(size=(BATCH, 3))).float()[own_rows(BATCH)]
+
+
+def _loop(model: nn.Module, *, limit: float = math.inf, **changes: Any) -> StageLoop[torch.Tensor]:
     """Regression on random rows; where a row's target is above ``limit`` the loss is not finite."""
 
-    def losses(rng: np.random.Generator) -> Shares:
-        inputs = torch.from_numpy(rng.normal(size=(BATCH, 3))).float()
+    def losses(inputs: torch.Tensor) -> Shares:
         targets = inputs.sum(dim=1, keepdim=True)
-        for rows in parts_of(BATCH, 2):
+        for rows in parts_of(len(inputs), 2):
             error = (model(inputs[rows]) - targets[rows]).square()
             error = torch.where(targets[rows] > limit, torch.nan, error)
             yield len(error) / BATCH, {"square": error.mean(), "size": 1e-3 * model[0].weight.square().sum()}  # type: ignore[index]
 
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     return StageLoop(
-        model=model, name="fit", index=0, steps=STEPS, seed=7, optimizers=[optimizer], losses=losses,
-        rate=lambda step: 1.0, **changes,
+        model=model, name="fit", index=0, steps=STEPS, seed=7, optimizers=[optimizer], draw=_draw,
+        losses=losses, rate=lambda step: 1.0, **changes,
     )  # fmt: skip
 
 
@@ -124,7 +128,7 @@ def test_a_stop_that_one_process_is_asked_for_is_everyones(members: list[dict[st
 def _refused(rank: int, folder: Path) -> Any:
     del rank, folder
     with pytest.raises(ConfigError, match="a batch of 1 cannot be shared by 2 processes"):
-        parts_of(1, 1)
+        own_rows(1)
     with pytest.raises(ConfigError, match="lets gradients pile up"):
         run_steps(_loop(_model(), clears=lambda step: step == 0), None)
     return world.any_of([world.is_first(), False], torch.device("cpu"))
@@ -134,9 +138,54 @@ def test_what_cannot_be_shared_is_refused_and_one_flag_is_everyones(members: lis
     assert [found["_refused"] for found in members] == [[True, False], [True, False]]
 
 
+def _watched(model: nn.Module, *, ahead: int) -> tuple[StageLoop[torch.Tensor], list[bool]]:
+    """A loop, and whether three batches beside its own were begun before the first step ended."""
+    loop, begun, found = _loop(model, ahead=ahead), threading.Semaphore(0), list[bool]()
+    losses = loop.losses
+
+    def draw(rng: np.random.Generator) -> torch.Tensor:
+        begun.release()
+        return _draw(rng)
+
+    def watched(batch: torch.Tensor) -> Shares:
+        if not found:
+            found.append(all(begun.acquire(timeout=5.0 if ahead else 0.01) for _ in range(4)))
+        return losses(batch)
+
+    loop.draw, loop.losses = draw, watched
+    return loop, found
+
+
+def test_batches_drawn_ahead_wait_for_no_step_and_are_the_same() -> None:
+    models = [_model(), _model()]
+    for model, ahead in zip(models, (0, 3), strict=True):
+        loop, found = _watched(model, ahead=ahead)
+        assert run_steps(loop, None)
+        assert found == [ahead > 0]
+    torch.testing.assert_close(models[1].state_dict(), models[0].state_dict(), rtol=0, atol=0)
+
+
+def test_a_batch_that_cannot_be_drawn_ahead_stops_the_stage_and_leaves_no_thread() -> None:
+    loop = _loop(_model(), ahead=2)
+    steps = []
+
+    def draw(rng: np.random.Generator) -> torch.Tensor:
+        steps.append(rng)
+        if len(steps) == 4:
+            raise OSError("the disk is gone")
+        return _draw(rng)
+
+    loop.draw = draw
+    with pytest.raises(OSError, match="the disk is gone"):
+        run_steps(loop, None)
+    assert len(loop.curves["fit"]) <= 3
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("draw")]
+
+
 def test_one_process_is_a_world_of_its_own() -> None:
     assert (world.rank(), world.size(), world.is_first()) == (0, 1, True)
     assert world.one_first(lambda: 3) == 3
+    assert own_rows(5) == slice(0, 5)
     assert parts_of(5, 2) == [slice(0, 3), slice(3, 5)]
     values = torch.tensor([1.0, 2.0])
     world.average([values])
