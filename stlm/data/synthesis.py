@@ -19,7 +19,7 @@ from stlm.config import DataConfig
 from stlm.data.transforms import read_image
 from stlm.errors import DataError
 
-__all__ = ["augment_normal", "corrupt", "embedded_textures", "perlin_noise", "read_textures"]
+__all__ = ["augment_normal", "corrupt", "embedded_textures", "leaves_normals", "perlin_noise", "read_textures"]
 
 FloatImage = NDArray[np.float32]
 _MAX_SHARE = 0.35
@@ -124,6 +124,11 @@ def _texture_source(size: tuple[int, int], textures: Sequence[FloatImage], rng: 
     crop = (texture[top : top + side, left : left + side] * 255).astype(np.uint8)
     resized = Image.fromarray(crop).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.float32) / 255.0
+
+
+def leaves_normals(config: DataConfig) -> bool:
+    """Whether :func:`augment_normal` gives every image back as it is."""
+    return config.brightness == 0 and config.max_rotation_deg == 0 and not config.quarter_turns
 
 
 def augment_normal(image: FloatImage, config: DataConfig, rng: np.random.Generator) -> FloatImage:

@@ -108,9 +108,16 @@ def fit(
         data = model.config.data
         kept = data.corruptions_per_image * len(new) + data.replay_corruptions_per_image * len(replay)
         # Making more than will be drawn costs more than it spares; then every draw is made anew.
-        banked = kept <= sum(steps * stage.batch_size for stage, steps in stages)
+        draws = sum(steps * stage.batch_size for stage, steps in stages)
+        banked = kept <= draws
         make = functools.partial(
-            build_samples, model, textures=textures, seed=seed, cache_dir=cache_dir, teacher=teacher
+            build_samples,
+            model,
+            keep_clean=len(new) + len(replay) <= draws,
+            textures=textures,
+            seed=seed,
+            cache_dir=cache_dir,
+            teacher=teacher,
         )
         fresh = make(new, repetitions=data.corruptions_per_image if banked else 0, label="new")
         assert fresh is not None

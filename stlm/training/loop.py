@@ -117,11 +117,7 @@ def _draw(run: StageRun, rng: np.random.Generator) -> tuple[TrainingBatch, Tenso
         if len(choice.indices) > 0:
             parts.append(samples.make(choice))
         first += size
-    corrupted, clean, corrupted_targets, clean_targets = (
-        tuple(torch.cat(levels) for levels in zip(*(getattr(p, name) for p in parts), strict=True))
-        for name in ("corrupted", "clean", "corrupted_targets", "clean_targets")
-    )
-    batch = TrainingBatch(corrupted, clean, torch.cat([p.mask for p in parts]), corrupted_targets, clean_targets)
+    batch = TrainingBatch.joined(parts)
     return batch, _draw_kept(run, batch, rng)[own] if run.stage.name == "masked_reconstruction" else None
 
 
@@ -133,6 +129,18 @@ def _targets(run: StageRun, view: Features, kept: tuple[Tensor, ...]) -> Levels:
         if run.teacher is not None:
             return run.teacher.levels(view[0])
         return run.model.teacher_levels(run.model.standardise(view))
+
+
+def _corrupted_targets(run: StageRun, batch: TrainingBatch, of_clean: Levels) -> Levels:
+    """The teacher sees only what is not clean: there both views are one."""
+    if batch.corrupted_targets or run.teacher is None:
+        return _targets(run, batch.corrupted, batch.corrupted_targets)
+    first, second = of_clean[0].clone(), of_clean[1].clone()
+    dirty = (~batch.is_clean).nonzero()[:, 0].to(first.device)
+    if len(dirty) > 0:
+        made = run.teacher.levels(batch.corrupted[0][dirty])
+        first[dirty], second[dirty] = made[0].to(first), made[1].to(second)
+    return first, second
 
 
 def _draw_kept(run: StageRun, batch: TrainingBatch, rng: np.random.Generator) -> Tensor:
@@ -171,9 +179,10 @@ def pixel_losses(run: StageRun, batch: TrainingBatch) -> dict[str, Tensor]:
     if mask.shape[-2:] != streams.logits.shape[-2:]:
         size = streams.logits.shape[-2:]
         mask = (nn.functional.interpolate(mask.unsqueeze(1), size=size, mode="bilinear") > 0.5).float().squeeze(1)
+    of_clean = _targets(run, batch.clean, batch.clean_targets)
     losses = {
-        "plain": level_distance(streams.plain, _targets(run, batch.corrupted, batch.corrupted_targets)),
-        "denoising": level_distance(streams.denoising, _targets(run, batch.clean, batch.clean_targets)),
+        "plain": level_distance(streams.plain, _corrupted_targets(run, batch, of_clean)),
+        "denoising": level_distance(streams.denoising, of_clean),
         "focal": focal_loss(streams.logits, mask),
         "l1": (streams.logits.sigmoid() - mask).abs().mean(),
     }

@@ -6,7 +6,7 @@ would have seen.
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from stlm.config import DataConfig
-from stlm.data.synthesis import FloatImage, augment_normal, corrupt
+from stlm.data.synthesis import FloatImage, augment_normal, corrupt, leaves_normals
 from stlm.data.transforms import preprocess, read_image
 from stlm.models.two_stream import TwoStream
 from stlm.nn.encoders import Features
@@ -42,6 +42,8 @@ class TrainingBatch(NamedTuple):
     clean: Features
     mask: Tensor
     """``(B, H, W)`` float32, 1 on pseudo-anomalous pixels (or positions, where cached)."""
+    is_clean: Tensor
+    """``(B,)`` bool on the CPU, True where both views are one."""
     corrupted_targets: tuple[Tensor, ...] = ()
     """A teacher's two levels of the corrupted view, where they are cached; empty otherwise."""
     clean_targets: tuple[Tensor, ...] = ()
@@ -49,11 +51,19 @@ class TrainingBatch(NamedTuple):
 
     def rows(self, rows: slice) -> "TrainingBatch":
         """A part of the batch."""
-        corrupted, clean, corrupted_targets, clean_targets = (
-            tuple(level[rows] for level in levels)
-            for levels in (self.corrupted, self.clean, self.corrupted_targets, self.clean_targets)
+        return TrainingBatch._make(
+            v[rows] if isinstance(v, Tensor) else tuple(level[rows] for level in v) for v in self
         )
-        return TrainingBatch(corrupted, clean, self.mask[rows], corrupted_targets, clean_targets)
+
+    @staticmethod
+    def joined(parts: Sequence["TrainingBatch"]) -> "TrainingBatch":
+        """Parts of a batch, one after the other."""
+        return TrainingBatch._make(
+            torch.cat(values)
+            if isinstance(values[0], Tensor)
+            else tuple(torch.cat(levels) for levels in zip(*values, strict=True))
+            for values in zip(*parts, strict=True)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,11 +163,16 @@ class _Bank:
         return tuple(self.rows(f"{prefix}{level}", rows) for level in range(count))
 
 
+_MakeShard = Callable[[Sequence[tuple[int, int]]], dict[str, Tensor]]
+"""From (index, repetition) of some samples."""
+
+
 class Samples:
     """Pairs of clean and corrupted views of normals, made live or taken from a bank.
 
     Where the trunk is frozen and shared, the bank holds its features; where a teacher is given, it holds both images
-    and the teacher's features of both, so that a step never runs the teacher.
+    and the teacher's features of both, so that a step never runs the teacher. Live samples keep the teacher's features
+    of the clean view, where that is the same in every draw.
     """
 
     def __init__(
@@ -167,6 +182,7 @@ class Samples:
         normals: Normals,
         config: DataConfig,
         repetitions: int,
+        keep_clean: bool,
         textures: Sequence[FloatImage],
         seed: int,
         cache_dir: Path | None,
@@ -181,24 +197,32 @@ class Samples:
         self._seed = seed
         self._repetitions = repetitions
         self._bank: _Bank | None = None
+        self._clean: _Bank | None = None
         if repetitions > 0 and len(normals) > 0:
-            self._bank = self._fill(cache_dir, label)
+            self._bank = self._fill(self._shard, repetitions, cache_dir, label)
+        elif keep_clean and teacher is not None and len(normals) > 0 and leaves_normals(config):
+            self._clean = self._fill(self._clean_shard, 1, cache_dir, f"clean-{label}")
 
-    def _draw(self, index: int, repetition: int) -> tuple[FloatImage, FloatImage, NDArray[np.bool_]]:
+    def _draw(
+        self, index: int, repetition: int, *, is_clean: bool = False
+    ) -> tuple[FloatImage, FloatImage, NDArray[np.bool_]]:
         text = f"{self._seed}:{self.normals.digests[index]}:{repetition}"
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
         clean = augment_normal(self.normals.float_image(index), self._config, rng)
+        if is_clean:
+            return clean, clean, np.zeros(clean.shape[:2], dtype=np.bool_)
         other = self.normals.float_image(int(rng.integers(len(self.normals))))
         corrupted, mask = corrupt(clean, self._config, rng, textures=self._textures, others=[other])
         return corrupted, clean, mask
 
     @torch.no_grad()
-    def _features(self, pairs: Sequence[tuple[int, int]]) -> tuple[Features, Features, Tensor]:
-        drawn = [self._draw(index, repetition) for index, repetition in pairs]
+    def _features(
+        self, drawn: Sequence[tuple[FloatImage, FloatImage, NDArray[np.bool_]]]
+    ) -> tuple[Features, Features, Tensor]:
         device = next(self._model.parameters()).device
         both = _to_tensor([d[0] for d in drawn] + [d[1] for d in drawn]).to(device)
         features = self._model.trunk_features(both)
-        count = len(pairs)
+        count = len(drawn)
         masks = torch.from_numpy(np.stack([d[2] for d in drawn])).to(device, torch.float32)
         return tuple(x[:count] for x in features), tuple(x[count:] for x in features), masks
 
@@ -211,27 +235,32 @@ class Samples:
                 digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def _fill(self, cache_dir: Path | None, label: str) -> _Bank:
-        pairs = [(i, r) for r in range(self._repetitions) for i in range(len(self.normals))]
+    def _fill(self, shard: _MakeShard, repetitions: int, cache_dir: Path | None, label: str) -> _Bank:
+        pairs = [(i, r) for r in range(repetitions) for i in range(len(self.normals))]
         starts = range(0, len(pairs), _SHARD)
         if cache_dir is not None and world.size() > 1:
             # Each process makes its share, and finds the others' below.
-            self._make(pairs, starts[world.rank() :: world.size()], cache_dir, label)
+            self._make(shard, pairs, starts[world.rank() :: world.size()], cache_dir, label)
             world.wait_for_all()
-        return _Bank(self._make(pairs, starts, cache_dir, label))
+        return _Bank(self._make(shard, pairs, starts, cache_dir, label))
 
     def _make(
-        self, pairs: Sequence[tuple[int, int]], starts: Sequence[int], cache_dir: Path | None, label: str
+        self,
+        make_shard: _MakeShard,
+        pairs: Sequence[tuple[int, int]],
+        starts: Sequence[int],
+        cache_dir: Path | None,
+        label: str,
     ) -> list[dict[str, Tensor] | Path]:
         """The shards that begin at ``starts``; those that lie in the cache are not made again."""
         shards: list[dict[str, Tensor] | Path] = []
         identity = "" if cache_dir is None else self._identity()
-        for start in tqdm(starts, desc=f"corrupt {label}", unit="shard", disable=None):
+        for start in tqdm(starts, desc=f"prepare {label}", unit="shard", disable=None):
             path = None if cache_dir is None else cache_dir / f"{label}-{start:07d}.safetensors"
             if path is not None and path.exists() and _identity_of(path) == identity:
                 shards.append(path)
                 continue
-            shard = self._shard(pairs[start : start + _SHARD])
+            shard = make_shard(pairs[start : start + _SHARD])
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_suffix(".part")
@@ -239,11 +268,11 @@ class Samples:
                 partial.write_bytes(save(shard, metadata={"identity": identity}))
                 partial.replace(path)
             shards.append(shard if path is None or self._teacher is None else path)
-            logger.info("corrupting %s images: %d of %d", label, min(start + _SHARD, len(pairs)), len(pairs))
+            logger.info("preparing %s images: %d of %d", label, min(start + _SHARD, len(pairs)), len(pairs))
         return shards
 
     def _shard(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        corrupted, clean, masks = self._features(pairs)
+        corrupted, clean, masks = self._features([self._draw(*pair) for pair in pairs])
         shard: dict[str, Tensor] = {}
         if self._teacher is None:
             size = corrupted[0].shape[-2:]
@@ -255,13 +284,23 @@ class Samples:
                 shard[f"{view}0"] = (images * 255.0).round().to(torch.uint8).cpu().contiguous()
                 # The teacher sees what is stored: the image after rounding.
                 seen = shard[f"{view}0"].to(images.device).float() / 255.0
-                chunks = [self._teacher.levels(part) for part in torch.split(seen, _TEACHER_BATCH)]
-                for level, parts in enumerate(zip(*chunks, strict=True)):
-                    shard[f"{view}_target{level}"] = torch.cat(parts).half().cpu().contiguous()
+                shard |= self._targets(view, seen)
             size = shard["clean_target0"].shape[-2:]
         small = F.interpolate(masks.unsqueeze(1), size=size, mode="bilinear", antialias=True)
         shard["mask"] = (small.squeeze(1) > 0.5).to(torch.uint8).cpu()
         return shard
+
+    def _clean_shard(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        images = _to_tensor([self.normals.float_image(index) for index, _ in pairs])
+        return self._targets("clean", self._model.trunk_features(images.to(next(self._model.parameters()).device))[0])
+
+    def _targets(self, view: str, images: Tensor) -> dict[str, Tensor]:
+        assert self._teacher is not None
+        chunks = [self._teacher.levels(part) for part in torch.split(images, _TEACHER_BATCH)]
+        return {
+            f"{view}_target{level}": torch.cat(parts).half().cpu().contiguous()
+            for level, parts in enumerate(zip(*chunks, strict=True))
+        }
 
     def choose(self, rng: np.random.Generator, count: int) -> Choice:
         """Choose samples with replacement.
@@ -294,27 +333,33 @@ class Samples:
         device = next(self._model.parameters()).device
         targets: dict[str, tuple[Tensor, ...]] = {"corrupted": (), "clean": ()}
         if self._bank is None:
-            pairs = list(zip(choice.indices.tolist(), choice.repetitions.tolist(), strict=True))
-            corrupted, clean, mask = self._features(pairs)
+            drawn = [
+                self._draw(int(index), int(repetition), is_clean=bool(is_clean))
+                for index, repetition, is_clean in zip(choice.indices, choice.repetitions, choice.is_clean, strict=True)
+            ]
+            corrupted, clean, mask = self._features(drawn)
+            if self._clean is not None:
+                targets["clean"] = _targets_on(device, self._clean.levels("clean_target", choice.indices))
         else:
             rows = choice.indices + len(self.normals) * choice.repetitions
             corrupted, clean = (
                 tuple(_as_float(level.to(device)) for level in self._bank.levels(view, rows))
                 for view in ("corrupted", "clean")
             )
-            targets = {
-                view: tuple(level.to(device).float() for level in self._bank.levels(f"{view}_target", rows))
-                for view in targets
-            }
+            targets = {view: _targets_on(device, self._bank.levels(f"{view}_target", rows)) for view in targets}
             mask = self._bank.rows("mask", rows).float().to(device)
-        keep_clean = torch.from_numpy(choice.is_clean).to(device)
-        selector = keep_clean.view(-1, 1, 1, 1)
+        is_clean = torch.from_numpy(choice.is_clean)
+        selector = is_clean.to(device).view(-1, 1, 1, 1)
         corrupted, corrupted_targets = (
-            tuple(torch.where(selector, c, d) for d, c in zip(dirty, fresh, strict=True))
+            tuple(torch.where(selector, c, d) for d, c in zip(dirty, fresh, strict=False))
             for dirty, fresh in ((corrupted, clean), (targets["corrupted"], targets["clean"]))
         )
-        empty_where_clean = mask * (~keep_clean).view(-1, 1, 1)
-        return TrainingBatch(corrupted, clean, empty_where_clean, corrupted_targets, targets["clean"])
+        empty_where_clean = mask * (~selector).view(-1, 1, 1)
+        return TrainingBatch(corrupted, clean, empty_where_clean, is_clean, corrupted_targets, targets["clean"])
+
+
+def _targets_on(device: torch.device, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(level.to(device).float() for level in levels)
 
 
 def _as_float(stored: Tensor) -> Tensor:
@@ -334,6 +379,7 @@ def build_samples(
     normals: Normals,
     *,
     repetitions: int,
+    keep_clean: bool = True,
     textures: Sequence[FloatImage],
     seed: int,
     cache_dir: Path | None,
@@ -346,6 +392,7 @@ def build_samples(
         model: Gives the frozen trunk.
         normals: The images.
         repetitions: Corruptions per image to keep; 0 corrupts live.
+        keep_clean: Live samples keep the teacher's features of clean views, where these are the same in every draw.
         textures: Anomaly textures.
         seed: Decides every draw.
         cache_dir: Shards are kept here, so that a killed run does not make them again.
@@ -362,6 +409,7 @@ def build_samples(
         normals=normals,
         config=model.config.data,
         repetitions=repetitions if model.trunk is not None or teacher is not None else 0,
+        keep_clean=keep_clean,
         textures=textures,
         seed=seed,
         cache_dir=cache_dir,

@@ -32,8 +32,9 @@ from stlm.training.loop import StageRun, pixel_losses
 from stlm.training.samples import Normals, Samples, TrainingBatch, build_samples
 
 BATCH = 2
+NUM_BATCHES = 4
 SIZE = 256
-REPEATS = 5
+REPEATS = 3
 
 
 def _naive_levels(encoder: torch.nn.Module, decoder: torch.nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,11 +52,12 @@ def naive_losses(model: TwoStream, teacher: SamTeacher, batch: TrainingBatch) ->
     denoising = _naive_levels(model.denoising, model.decoder, corrupted)
     products = [-F.normalize(p, dim=1) * F.normalize(d, dim=1) for p, d in zip(plain, denoising, strict=True)]
     logits = model.aggregation(torch.cat(products, dim=1))
+    mask = F.interpolate(batch.mask[:, None], size=logits.shape[-2:], mode="bilinear").squeeze(1).gt(0.5).float()
     return {
         "plain": level_distance(plain, of_corrupted),
         "denoising": level_distance(denoising, of_clean),
-        "focal": focal_loss(logits, batch.mask),
-        "l1": (logits.sigmoid() - batch.mask).abs().mean(),
+        "focal": focal_loss(logits, mask),
+        "l1": (logits.sigmoid() - mask).abs().mean(),
     }
 
 
@@ -98,41 +100,53 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[TwoStream, SamTeach
     name = "vit_h" if torch.cuda.is_available() else "vit_b"
     torch.manual_seed(0)
     teacher = SamTeacher(sam=sam_model_registry[name](checkpoint=None), image_size=(SIZE, SIZE)).to(device)
+    return model, teacher, _samples(model, teacher, tmp_path_factory.mktemp("bank"), repetitions=1), name
+
+
+def _samples(model: TwoStream, teacher: SamTeacher, folder: Path, *, repetitions: int) -> Samples:
     pictures = np.random.default_rng(0).integers(0, 255, (4, SIZE, SIZE, 3), dtype=np.uint8)
-    normals = Normals(images=pictures, digests=tuple("abcd"))
     samples = build_samples(
-        model, normals, repetitions=1, textures=embedded_textures(), seed=0,
-        cache_dir=tmp_path_factory.mktemp("bank"), label="new", teacher=teacher,
+        model, Normals(images=pictures, digests=tuple("abcd")), repetitions=repetitions, textures=embedded_textures(),
+        seed=0, cache_dir=folder, label="new", teacher=teacher,
     )  # fmt: skip
     assert samples is not None
-    return model, teacher, samples, name
+    return samples
 
 
 @pytest.mark.benchmark
 @pytest.mark.timeout(1800)
-def test_a_training_step_beside_the_published_design(world: tuple[TwoStream, SamTeacher, Samples, str]) -> None:
+@pytest.mark.parametrize(("recipe_name", "repetitions", "goal"), [("paper_banked", 1, 3.0), ("paper", 0, 1.5)])
+def test_a_training_step_beside_the_published_design(
+    world: tuple[TwoStream, SamTeacher, Samples, str], tmp_path: Path, recipe_name: str, repetitions: int, goal: float
+) -> None:
     model, teacher, samples, name = world
-    batch = samples.make(samples.choose(np.random.default_rng(0), BATCH))
+    if repetitions == 0:
+        samples = _samples(model, teacher, tmp_path, repetitions=0)
+    # With several batches about half of the images are clean, as in a night; there a teacher sees nothing new.
+    batches = [samples.make(samples.choose(np.random.default_rng(seed), BATCH)) for seed in range(NUM_BATCHES)]
     run = StageRun(
         model=model, stage=model.config.stages[0], stage_index=0, steps=1, new=samples, replay=None, replay_share=0.0,
         teacher=teacher, seed=0,
     )  # fmt: skip
     model.eval()  # running statistics stay as they are, so that both sides compute the same
     with torch.no_grad():  # fills what timm's TinyViT keeps of its attention biases in this mode, without a graph
-        ours, theirs = pixel_losses(run, batch), naive_losses(model, teacher, batch)
-    for key, value in theirs.items():
-        assert float(ours[key]) == pytest.approx(float(value), abs=1e-4), key
+        for batch in batches:
+            ours, theirs = pixel_losses(run, batch), naive_losses(model, teacher, batch)
+            for key, value in theirs.items():
+                assert float(ours[key]) == pytest.approx(float(value), abs=1e-4), key
 
-    def step(losses: Callable[[], dict[str, Tensor]]) -> None:
-        model.zero_grad(set_to_none=True)
-        torch.stack(list(losses().values())).sum().backward()
+    def steps(losses: Callable[[TrainingBatch], dict[str, Tensor]]) -> None:
+        for batch in batches:
+            model.zero_grad(set_to_none=True)
+            torch.stack(list(losses(batch).values())).sum().backward()
 
-    fast = _seconds(lambda: step(lambda: pixel_losses(run, batch)))
-    naive = _seconds(lambda: step(lambda: naive_losses(model, teacher, batch)))
+    fast = _seconds(lambda: steps(lambda batch: pixel_losses(run, batch))) / NUM_BATCHES
+    naive = _seconds(lambda: steps(lambda batch: naive_losses(model, teacher, batch))) / NUM_BATCHES
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    print(f"\ntraining step, batch {BATCH}, {SIZE} px, teacher {name}, {where}")
+    share = float(torch.cat([batch.is_clean for batch in batches]).float().mean())
+    print(f"\ntraining step of {recipe_name}, batch {BATCH}, {share:.0%} clean, {SIZE} px, teacher {name}, {where}")
     print(f"published {naive:.2f} s, ours {fast:.2f} s: {naive / fast:.1f} times as fast")
-    assert naive / fast >= 3.0
+    assert naive / fast >= goal
 
 
 @pytest.mark.benchmark

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from stlm.config import RecipeConfig
 from stlm.data.synthesis import augment_normal, corrupt, embedded_textures
 from stlm.errors import ConfigError, WeightsError
 from stlm.models.registry import build_model, start_students_from_mobile_sam
+from stlm.models.two_stream import TwoStream
 from stlm.nn.mobile_sam import build_mobile_sam
 from stlm.nn.teachers import SamTeacher, load_sam_teacher
 from stlm.recipes import paper, paper_banked
+from stlm.training.loop import StageRun, pixel_losses
 from stlm.training.samples import Normals, Samples, TrainingBatch, build_samples
 from tests.helpers.small_networks import official_mobile_sam_layout, tiny_sam
 
@@ -140,38 +143,86 @@ class Counting(SamTeacher):
         return super().levels(images)
 
 
+NUM_NORMALS = 3
+
+
+def _small(config: RecipeConfig, **data: Any) -> TwoStream:
+    config = _with(config, embedding_dim=32, decoder_mlp_dim=64, decoder_heads=4)
+    return build_model(
+        dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=(64, 64), **data)), seed=0
+    )
+
+
+def _samples(model: TwoStream, teacher: SamTeacher, folder: Path, *, repetitions: int, **changes: Any) -> Samples:
+    images = np.random.default_rng(0).integers(0, 255, (NUM_NORMALS, 64, 64, 3), dtype=np.uint8)
+    made = build_samples(
+        model, Normals(images=images, digests=("a", "b", "c")), repetitions=repetitions, textures=embedded_textures(),
+        seed=0, cache_dir=folder, label="new", teacher=teacher, **changes,
+    )  # fmt: skip
+    assert made is not None
+    return made
+
+
+def _batch(samples: Samples, count: int = 8) -> TrainingBatch:
+    return samples.make(samples.choose(np.random.default_rng(1), count))
+
+
+def _assert_of(teacher: SamTeacher, images: torch.Tensor, targets: tuple[torch.Tensor, ...]) -> None:
+    for ours, theirs in zip(targets, teacher.levels(images), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
+
+
 def test_a_bank_spares_the_teacher_and_is_not_taken_for_another_teachers(tmp_path: Path) -> None:
-    config = _with(paper_banked(), embedding_dim=32, decoder_mlp_dim=64, decoder_heads=4)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=(64, 64)))
-    model = build_model(config, seed=0)
-    images = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
-    normals = Normals(images=images, digests=("a", "b", "c"))
-
-    def bank(teacher: SamTeacher) -> Samples:
-        made = build_samples(
-            model, normals, repetitions=2, textures=embedded_textures(), seed=0, cache_dir=tmp_path, label="new",
-            teacher=teacher,
-        )  # fmt: skip
-        assert made is not None
-        return made
-
-    def batch_of(samples: Samples) -> TrainingBatch:
-        return samples.make(samples.choose(np.random.default_rng(1), 5))
-
-    teacher = Counting(sam=tiny_sam())
-    batch = batch_of(bank(teacher))
-    assert teacher.asked == 2 * 6  # both views of each, and none for the batch
-    for images_seen, targets in (
-        (batch.corrupted[0], batch.corrupted_targets),
-        (batch.clean[0], batch.clean_targets),
-    ):
-        for ours, theirs in zip(targets, teacher.levels(images_seen), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
+    model, teacher = _small(paper_banked()), Counting(sam=tiny_sam())
+    batch = _batch(_samples(model, teacher, tmp_path, repetitions=2))
+    assert teacher.asked == 2 * 2 * NUM_NORMALS  # both views of each, and none for the batch
+    _assert_of(teacher, batch.corrupted[0], batch.corrupted_targets)
+    _assert_of(teacher, batch.clean[0], batch.clean_targets)
     teacher.asked = 0
-    again = batch_of(bank(teacher))
+    again = _batch(_samples(model, teacher, tmp_path, repetitions=2))
     assert teacher.asked == 0
     torch.testing.assert_close(again.corrupted_targets, batch.corrupted_targets, rtol=0, atol=0)
     torch.testing.assert_close(again.mask, batch.mask, rtol=0, atol=0)
     other = Counting(sam=tiny_sam(seed=1))
-    bank(other)
-    assert other.asked == 2 * 6
+    _samples(model, other, tmp_path, repetitions=2)
+    assert other.asked == 2 * 2 * NUM_NORMALS
+
+
+def _losses(model: TwoStream, teacher: SamTeacher, samples: Samples, batch: TrainingBatch) -> dict[str, float]:
+    run = StageRun(
+        model=model.eval(), stage=model.config.stages[0], stage_index=0, steps=1, new=samples, replay=None,
+        replay_share=0.0, teacher=teacher, seed=0,
+    )  # fmt: skip
+    return {name: value.item() for name, value in pixel_losses(run, batch).items()}
+
+
+def test_where_every_step_corrupts_anew_the_teacher_sees_a_clean_image_once(tmp_path: Path) -> None:
+    model, teacher = _small(paper()), Counting(sam=tiny_sam())
+    samples = _samples(model, teacher, tmp_path, repetitions=0)
+    batch = _batch(samples)
+    assert teacher.asked == NUM_NORMALS
+    _assert_of(teacher, batch.clean[0], batch.clean_targets)
+    num_dirty = int((~batch.is_clean).sum())
+    assert 0 < num_dirty < len(batch.mask)
+    assert torch.equal(batch.corrupted[0][batch.is_clean], batch.clean[0][batch.is_clean])
+    assert not batch.mask[batch.is_clean].any()
+
+    unknown = _batch(_samples(model, teacher, tmp_path, repetitions=0, keep_clean=False))
+    as_published = unknown._replace(is_clean=torch.zeros_like(unknown.is_clean))
+    losses = []
+    for each, asked in ((batch, num_dirty), (unknown, 8 + num_dirty), (as_published, 8 + 8)):
+        teacher.asked = 0
+        losses.append(_losses(model, teacher, samples, each))
+        assert teacher.asked == asked
+    assert losses[0] == pytest.approx(losses[2], abs=1e-4)
+    assert losses[1] == pytest.approx(losses[2], abs=1e-6)
+    other = Counting(sam=tiny_sam(seed=1))
+    _samples(model, other, tmp_path, repetitions=0)
+    assert other.asked == NUM_NORMALS
+
+
+@pytest.mark.parametrize("changes", [{"brightness": 0.1}, {"max_rotation_deg": 5.0}, {"quarter_turns": True}])
+def test_a_clean_view_that_changes_is_not_kept(tmp_path: Path, changes: dict[str, Any]) -> None:
+    model, teacher = _small(paper(), **changes), Counting(sam=tiny_sam())
+    assert _batch(_samples(model, teacher, tmp_path, repetitions=0)).clean_targets == ()
+    assert teacher.asked == 0

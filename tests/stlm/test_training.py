@@ -90,7 +90,7 @@ def test_corruptions_are_kept_only_where_more_are_drawn_than_made(
     # Twelve steps of four draw 48; eight new images have two corruptions each, replayed ones have one.
     with caplog.at_level("INFO"):
         result = train(model, replay=normals(replayed, seed=5))
-    assert ("corrupting new images" in caplog.text, "corrupting replay images" in caplog.text) == (kept, kept)
+    assert ("preparing new images" in caplog.text, "preparing replay images" in caplog.text) == (kept, kept)
     assert result.num_steps == 12
     assert result.complete
 
