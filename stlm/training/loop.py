@@ -15,8 +15,9 @@ from stlm.losses import focal_loss, hidden_distance, level_distance
 from stlm.models.two_stream import Levels, TwoStream
 from stlm.nn.encoders import Features, mask_features
 from stlm.nn.teachers import Teacher
+from stlm.training.batches import TrainingBatch
 from stlm.training.checkpoint import Checkpointer
-from stlm.training.samples import Samples, TrainingBatch
+from stlm.training.samples import Samples
 from stlm.training.steps import Point, Shares, StageLoop, autocast, draws_ahead, own_rows, parts_of, run_steps
 
 __all__ = ["StageRun", "num_steps", "pixel_losses", "run_stage"]

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,59 +26,13 @@ from stlm.models.two_stream import TwoStream
 from stlm.nn.encoders import Features
 from stlm.nn.teachers import Teacher
 from stlm.training import world
+from stlm.training.batches import Choice, TrainingBatch
 
-__all__ = ["Choice", "Normals", "Samples", "TrainingBatch", "build_samples", "load_normals", "trunk_features_of"]
+__all__ = ["Normals", "Samples", "build_samples", "load_normals", "trunk_features_of"]
 
 logger = logging.getLogger(__name__)
 _SHARD = 32
 _TEACHER_BATCH = 4
-
-
-class TrainingBatch(NamedTuple):
-    """One step's input."""
-
-    corrupted: Features
-    clean: Features
-    mask: Tensor
-    """``(B, H, W)`` float32, 1 on pseudo-anomalous pixels (or positions, where cached)."""
-    is_clean: Tensor
-    """``(B,)`` bool on the CPU, True where both views are one."""
-    corrupted_targets: tuple[Tensor, ...] = ()
-    """A teacher's two levels of the corrupted view, where they are cached; empty otherwise."""
-    clean_targets: tuple[Tensor, ...] = ()
-    """The same of the clean view."""
-
-    def rows(self, rows: slice) -> "TrainingBatch":
-        """A part of the batch."""
-        return TrainingBatch._make(
-            v[rows] if isinstance(v, Tensor) else tuple(level[rows] for level in v) for v in self
-        )
-
-    @staticmethod
-    def joined(parts: Sequence["TrainingBatch"]) -> "TrainingBatch":
-        """Parts of a batch, one after the other."""
-        return TrainingBatch._make(
-            torch.cat(values)
-            if isinstance(values[0], Tensor)
-            else tuple(torch.cat(levels) for levels in zip(*values, strict=True))
-            for values in zip(*parts, strict=True)
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """Which samples a batch takes; drawn in no time, so that every process can draw all and make its own."""
-
-    indices: NDArray[np.int64]
-    """``(B,)``, of the normals."""
-    repetitions: NDArray[np.int64]
-    """``(B,)``: which of its corruptions is meant."""
-    is_clean: NDArray[np.bool_]
-    """``(B,)``, True where the corruption is left out."""
-
-    def rows(self, rows: slice) -> "Choice":
-        """A part of the choice."""
-        return Choice(indices=self.indices[rows], repetitions=self.repetitions[rows], is_clean=self.is_clean[rows])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

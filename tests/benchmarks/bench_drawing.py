@@ -15,7 +15,8 @@ from torch import nn
 from stlm.data.synthesis import embedded_textures
 from stlm.models.registry import build_model
 from stlm.recipes import paper
-from stlm.training.samples import Normals, TrainingBatch, build_samples
+from stlm.training.batches import TrainingBatch
+from stlm.training.samples import Normals, build_samples
 from stlm.training.steps import Shares, StageLoop, draws_ahead, run_steps
 
 STEPS = 20

@@ -28,8 +28,9 @@ from stlm.models.two_stream import TwoStream
 from stlm.nn.onnx_session import open_session
 from stlm.nn.teachers import SamTeacher
 from stlm.recipes import paper_banked
+from stlm.training.batches import TrainingBatch
 from stlm.training.loop import StageRun, pixel_losses
-from stlm.training.samples import Normals, Samples, TrainingBatch, build_samples
+from stlm.training.samples import Normals, Samples, build_samples
 
 BATCH = 2
 NUM_BATCHES = 4

@@ -17,8 +17,9 @@ from stlm.models.two_stream import TwoStream
 from stlm.nn.mobile_sam import build_mobile_sam
 from stlm.nn.teachers import SamTeacher, load_sam_teacher
 from stlm.recipes import paper, paper_banked
+from stlm.training.batches import TrainingBatch
 from stlm.training.loop import StageRun, pixel_losses
-from stlm.training.samples import Normals, Samples, TrainingBatch, build_samples
+from stlm.training.samples import Normals, Samples, build_samples
 from tests.helpers.small_networks import official_mobile_sam_layout, tiny_sam
 
 
