@@ -32,10 +32,11 @@ from stlm.training.batches import TrainingBatch
 from stlm.training.loop import StageRun, pixel_losses
 from stlm.training.samples import Normals, Samples, build_samples
 
+TEACHER = "vit_h"
 BATCH = 2
 NUM_BATCHES = 4
 SIZE = 256
-REPEATS = 3
+REPEATS = 2
 
 
 def _naive_levels(encoder: torch.nn.Module, decoder: torch.nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,15 +94,14 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[TwoStream, SamTeacher, Samples, str]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[TwoStream, SamTeacher, Samples]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = paper_banked()
     data = dataclasses.replace(config.data, image_size=(SIZE, SIZE), corruptions_per_image=1)
     model = build_model(dataclasses.replace(config, data=data), seed=0).to(device)
-    name = "vit_h" if torch.cuda.is_available() else "vit_b"
     torch.manual_seed(0)
-    teacher = SamTeacher(sam=sam_model_registry[name](checkpoint=None), image_size=(SIZE, SIZE)).to(device)
-    return model, teacher, _samples(model, teacher, tmp_path_factory.mktemp("bank"), repetitions=1), name
+    teacher = SamTeacher(sam=sam_model_registry[TEACHER](checkpoint=None), image_size=(SIZE, SIZE)).to(device)
+    return model, teacher, _samples(model, teacher, tmp_path_factory.mktemp("bank"), repetitions=1)
 
 
 def _samples(model: TwoStream, teacher: SamTeacher, folder: Path, *, repetitions: int) -> Samples:
@@ -116,11 +116,11 @@ def _samples(model: TwoStream, teacher: SamTeacher, folder: Path, *, repetitions
 
 @pytest.mark.benchmark
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("recipe_name", "repetitions", "goal"), [("paper_banked", 1, 3.0), ("paper", 0, 1.5)])
+@pytest.mark.parametrize(("recipe_name", "repetitions", "goal"), [("paper_banked", 1, 3.0), ("paper", 0, 2.0)])
 def test_a_training_step_beside_the_published_design(
-    world: tuple[TwoStream, SamTeacher, Samples, str], tmp_path: Path, recipe_name: str, repetitions: int, goal: float
+    world: tuple[TwoStream, SamTeacher, Samples], tmp_path: Path, recipe_name: str, repetitions: int, goal: float
 ) -> None:
-    model, teacher, samples, name = world
+    model, teacher, samples = world
     if repetitions == 0:
         samples = _samples(model, teacher, tmp_path, repetitions=0)
     # With several batches about half of the images are clean, as in a night; there a teacher sees nothing new.
@@ -145,16 +145,14 @@ def test_a_training_step_beside_the_published_design(
     naive = _seconds(lambda: steps(lambda batch: naive_losses(model, teacher, batch))) / NUM_BATCHES
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     share = float(torch.cat([batch.is_clean for batch in batches]).float().mean())
-    print(f"\ntraining step of {recipe_name}, batch {BATCH}, {share:.0%} clean, {SIZE} px, teacher {name}, {where}")
+    print(f"\ntraining step of {recipe_name}, batch {BATCH}, {share:.0%} clean, {SIZE} px, teacher {TEACHER}, {where}")
     print(f"published {naive:.2f} s, ours {fast:.2f} s: {naive / fast:.1f} times as fast")
     assert naive / fast >= goal
 
 
 @pytest.mark.benchmark
 @pytest.mark.timeout(1800)
-def test_inference_beside_the_published_design(
-    world: tuple[TwoStream, SamTeacher, Samples, str], tmp_path: Path
-) -> None:
+def test_inference_beside_the_published_design(world: tuple[TwoStream, SamTeacher, Samples], tmp_path: Path) -> None:
     model = world[0].cpu().eval()
     samples = world[2]
     images = samples.make(samples.choose(np.random.default_rng(0), BATCH)).clean[0].cpu()
