@@ -34,9 +34,9 @@ from stlm.training.samples import Normals, Samples, build_samples
 
 TEACHER = "vit_h"
 BATCH = 2
-NUM_BATCHES = 4
+NUM_BATCHES = 2
 SIZE = 256
-REPEATS = 2
+REPEATS = 1
 
 
 def _naive_levels(encoder: torch.nn.Module, decoder: torch.nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
