@@ -181,8 +181,10 @@ class LocalStorage:
             for entry in self._scan(pending.pop()):
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(Path(entry.path))
-                else:
-                    name = Path(entry.path).relative_to(self._root).as_posix()
+                    continue
+                name = Path(entry.path).relative_to(self._root).as_posix()
+                # Gone since the folder was listed: another writer's hidden file, or one that was taken away.
+                with contextlib.suppress(FileNotFoundError):
                     files.append(StoredFile(name=name, num_bytes=entry.stat(follow_symlinks=False).st_size))
         return sorted(files)
 

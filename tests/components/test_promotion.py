@@ -425,6 +425,7 @@ def test_of_processes_that_promote_at_once_exactly_one_wins(world: World) -> Non
         process.start()
     for process in processes:
         process.join()
+    assert [process.exitcode for process in processes] == [0] * len(processes)
 
     told = [outcomes.get() for _ in processes]
     (winner,) = [version for outcome, version in told if outcome == "PROMOTED"]

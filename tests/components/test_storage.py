@@ -167,6 +167,24 @@ def test_of_many_that_replace_what_they_read_exactly_one_wins(storage: Storage) 
     assert storage.read("lease.json") == contents[won.index(True)]
 
 
+def test_files_that_come_and_go_while_a_folder_is_listed_are_no_error(storage: Storage) -> None:
+    storage.put("in/lasting", b"1")
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            storage.put("in/rewritten", b"2")
+
+    with ThreadPoolExecutor(max_workers=2) as writers:
+        writing = [writers.submit(write) for _ in range(2)]
+        try:
+            listed = [{file.name for file in storage.files("in")} for _ in range(200)]
+        finally:
+            done.set()
+    assert all("in/lasting" in names for names in listed)
+    assert [each.exception() for each in writing] == [None, None]
+
+
 def test_nothing_replaces_what_is_not_there(storage: Storage) -> None:
     assert not storage.put_if_match("lease.json", b"mine", "0" * 64)
     assert not storage.exists("lease.json")
