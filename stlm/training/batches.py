@@ -37,6 +37,8 @@ class TrainingBatch(NamedTuple):
     @staticmethod
     def joined(parts: Sequence["TrainingBatch"]) -> "TrainingBatch":
         """Parts of a batch, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
         return TrainingBatch._make(
             torch.cat(values)
             if isinstance(values[0], Tensor)

@@ -20,17 +20,7 @@ from stlm.training import world
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.loop import num_steps
 from stlm.training.samples import Normals
-from stlm.training.steps import (
-    FitResult,
-    Point,
-    Shares,
-    StageLoop,
-    autocast,
-    draws_ahead,
-    own_rows,
-    parts_of,
-    run_steps,
-)
+from stlm.training.steps import FitResult, Point, Shares, StageLoop, autocast, own_rows, parts_of, run_steps
 
 __all__ = ["fit_isstad", "learning_rate", "random_crop", "repair_losses"]
 
@@ -152,7 +142,6 @@ def _loop(
         optimizers=[_optimizer(model, stage)],
         draw=lambda rng: (_draw_repair if repair else _draw_masked)(source, rng),
         losses=lambda drawn: (_repair_step if repair else _masked_step)(source, drawn),
-        ahead=draws_ahead(model.mean.device),
         rate=lambda step: scale * learning_rate(stage, step, steps, steps_per_pass),
         clears=lambda step: clear or step % steps_per_pass == 0,
     )

@@ -18,7 +18,7 @@ from stlm.nn.teachers import Teacher
 from stlm.training.batches import TrainingBatch
 from stlm.training.checkpoint import Checkpointer
 from stlm.training.samples import Samples
-from stlm.training.steps import Point, Shares, StageLoop, autocast, draws_ahead, own_rows, parts_of, run_steps
+from stlm.training.steps import Point, Shares, StageLoop, autocast, own_rows, parts_of, run_steps
 
 __all__ = ["StageRun", "num_steps", "pixel_losses", "run_stage"]
 
@@ -48,7 +48,7 @@ class StageRun:
     bf16: bool = False
     """Whether products within the losses are taken in bfloat16."""
     ahead: int | None = None
-    """Batches that are drawn while a step computes; ``None``: as the device wants it."""
+    """See :class:`StageLoop`."""
     watch: Callable[[str, int, int], None] | None = None
     """See :class:`StageLoop`."""
     checkpointer: Checkpointer | None = None
@@ -226,7 +226,7 @@ def run_stage(run: StageRun, resumed: dict[str, Any] | None) -> bool:
         optimizers=_optimizers(run.model, run.stage.optim),
         draw=lambda rng: _draw(run, rng),
         losses=losses,
-        ahead=draws_ahead(next(run.model.parameters()).device) if run.ahead is None else run.ahead,
+        ahead=run.ahead,
         rate=lambda step: run.lr_scale * _rate(run.stage.optim, step, run.steps),
         watch=run.watch,
         checkpointer=run.checkpointer,

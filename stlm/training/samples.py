@@ -168,15 +168,18 @@ class Samples:
         corrupted, mask = corrupt(clean, self._config, rng, textures=self._textures, others=[other])
         return corrupted, clean, mask
 
+    @property
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
     @torch.no_grad()
     def _features(
         self, drawn: Sequence[tuple[FloatImage, FloatImage, NDArray[np.bool_]]]
     ) -> tuple[Features, Features, Tensor]:
-        device = next(self._model.parameters()).device
-        both = _to_tensor([d[0] for d in drawn] + [d[1] for d in drawn]).to(device)
+        both = _to_tensor([d[0] for d in drawn] + [d[1] for d in drawn]).to(self._device)
         features = self._model.trunk_features(both)
         count = len(drawn)
-        masks = torch.from_numpy(np.stack([d[2] for d in drawn])).to(device, torch.float32)
+        masks = torch.from_numpy(np.stack([d[2] for d in drawn])).to(self._device, torch.float32)
         return tuple(x[:count] for x in features), tuple(x[count:] for x in features), masks
 
     def _identity(self) -> str:
@@ -188,14 +191,14 @@ class Samples:
                 digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def _fill(self, shard: _MakeShard, repetitions: int, cache_dir: Path | None, label: str) -> _Bank:
+    def _fill(self, make_shard: _MakeShard, repetitions: int, cache_dir: Path | None, label: str) -> _Bank:
         pairs = [(i, r) for r in range(repetitions) for i in range(len(self.normals))]
         starts = range(0, len(pairs), _SHARD)
         if cache_dir is not None and world.size() > 1:
             # Each process makes its share, and finds the others' below.
-            self._make(shard, pairs, starts[world.rank() :: world.size()], cache_dir, label)
+            self._make(make_shard, pairs, starts[world.rank() :: world.size()], cache_dir, label)
             world.wait_for_all()
-        return _Bank(self._make(shard, pairs, starts, cache_dir, label))
+        return _Bank(self._make(make_shard, pairs, starts, cache_dir, label))
 
     def _make(
         self,
@@ -245,7 +248,7 @@ class Samples:
 
     def _clean_shard(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         images = _to_tensor([self.normals.float_image(index) for index, _ in pairs])
-        return self._targets("clean", self._model.trunk_features(images.to(next(self._model.parameters()).device))[0])
+        return self._targets("clean", self._model.trunk_features(images.to(self._device))[0])
 
     def _targets(self, view: str, images: Tensor) -> dict[str, Tensor]:
         assert self._teacher is not None
@@ -283,8 +286,11 @@ class Samples:
         Returns:
             A batch on the model's device.
         """
-        device = next(self._model.parameters()).device
-        targets: dict[str, tuple[Tensor, ...]] = {"corrupted": (), "clean": ()}
+        device = self._device
+        is_clean = torch.from_numpy(choice.is_clean)
+        selector = is_clean.to(device).view(-1, 1, 1, 1)
+        corrupted_targets: tuple[Tensor, ...] = ()
+        clean_targets: tuple[Tensor, ...] = ()
         if self._bank is None:
             drawn = [
                 self._draw(int(index), int(repetition), is_clean=bool(is_clean))
@@ -292,23 +298,24 @@ class Samples:
             ]
             corrupted, clean, mask = self._features(drawn)
             if self._clean is not None:
-                targets["clean"] = _targets_on(device, self._clean.levels("clean_target", choice.indices))
+                clean_targets = _targets_on(device, self._clean.levels("clean_target", choice.indices))
         else:
             rows = choice.indices + len(self.normals) * choice.repetitions
             corrupted, clean = (
                 tuple(_as_float(level.to(device)) for level in self._bank.levels(view, rows))
                 for view in ("corrupted", "clean")
             )
-            targets = {view: _targets_on(device, self._bank.levels(f"{view}_target", rows)) for view in targets}
-            mask = self._bank.rows("mask", rows).float().to(device)
-        is_clean = torch.from_numpy(choice.is_clean)
-        selector = is_clean.to(device).view(-1, 1, 1, 1)
-        corrupted, corrupted_targets = (
-            tuple(torch.where(selector, c, d) for d, c in zip(dirty, fresh, strict=False))
-            for dirty, fresh in ((corrupted, clean), (targets["corrupted"], targets["clean"]))
-        )
-        empty_where_clean = mask * (~selector).view(-1, 1, 1)
-        return TrainingBatch(corrupted, clean, empty_where_clean, is_clean, corrupted_targets, targets["clean"])
+            clean_targets = _targets_on(device, self._bank.levels("clean_target", rows))
+            corrupted_targets = _clean_where(
+                selector, clean_targets, _targets_on(device, self._bank.levels("corrupted_target", rows))
+            )
+            mask = self._bank.rows("mask", rows).float().to(device) * (~selector).view(-1, 1, 1)
+        corrupted = _clean_where(selector, clean, corrupted)
+        return TrainingBatch(corrupted, clean, mask, is_clean, corrupted_targets, clean_targets)
+
+
+def _clean_where(selector: Tensor, clean: Features, corrupted: Features) -> Features:
+    return tuple(torch.where(selector, c, d) for c, d in zip(clean, corrupted, strict=True))
 
 
 def _targets_on(device: torch.device, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:

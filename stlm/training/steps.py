@@ -62,8 +62,8 @@ class StageLoop(Generic[BatchT]):
     """A part's loss is computed when the one before is done with."""
     rate: Callable[[int], float]
     """Step -> factor on every learning rate."""
-    ahead: int = 0
-    """Batches that threads draw while a step computes; see :func:`draws_ahead`."""
+    ahead: int | None = None
+    """Batches that threads draw while a step computes; ``None``: as :func:`draws_ahead` has it."""
     clears: Callable[[int], bool] = _always
     """Step -> whether gradients of earlier steps are forgotten before it."""
     watch: Callable[[str, int, int], None] | None = None
@@ -100,12 +100,7 @@ def run_steps(loop: StageLoop[BatchT], resumed: dict[str, Any] | None) -> bool:
         with contextlib.closing(_batches(loop, first)) as batches:
             for step, (noise_seed, batch) in zip(steps, batches, strict=True):
                 torch.manual_seed(noise_seed + world.rank())  # dropout: each process has rows of its own
-                factor = loop.rate(step)
-                for optimizer, rates in zip(loop.optimizers, full_rates, strict=True):
-                    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                        group["lr"] = rate * factor
-                    if loop.clears(step):
-                        optimizer.zero_grad(set_to_none=True)
+                _prepare(loop, step, full_rates)
                 values = _backward(loop, step, batch)
                 for optimizer in loop.optimizers:
                     optimizer.step()
@@ -122,6 +117,16 @@ def run_steps(loop: StageLoop[BatchT], resumed: dict[str, Any] | None) -> bool:
     return True
 
 
+def _prepare(loop: StageLoop[Any], step: int, full_rates: Sequence[Sequence[float]]) -> None:
+    """Set the step's learning rates, and forget the gradients of earlier ones where it is time to."""
+    factor = loop.rate(step)
+    for optimizer, rates in zip(loop.optimizers, full_rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        if loop.clears(step):
+            optimizer.zero_grad(set_to_none=True)
+
+
 def _batches(loop: StageLoop[BatchT], first: int) -> Generator[tuple[int, BatchT]]:
     """Each step's seed of its noise, and its batch."""
 
@@ -129,15 +134,16 @@ def _batches(loop: StageLoop[BatchT], first: int) -> Generator[tuple[int, BatchT
         rng = np.random.default_rng([loop.seed, loop.index, step])
         return int(rng.integers(2**31)), loop.draw(rng)
 
-    if loop.ahead == 0:
+    ahead = draws_ahead(next(loop.model.parameters()).device) if loop.ahead is None else loop.ahead
+    if ahead == 0:
         yield from map(draw, range(first, loop.steps))
         return
-    pool = ThreadPoolExecutor(loop.ahead, thread_name_prefix="draw")
+    pool = ThreadPoolExecutor(ahead, thread_name_prefix="draw")
     try:
         waiting: deque[Future[tuple[int, BatchT]]] = deque()
         for step in range(first, loop.steps):
             waiting.append(pool.submit(draw, step))
-            if len(waiting) > loop.ahead:
+            if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

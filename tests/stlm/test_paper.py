@@ -144,7 +144,7 @@ class Counting(SamTeacher):
         return super().levels(images)
 
 
-NUM_NORMALS = 3
+NUM_NORMALS, BATCH = 3, 8
 
 
 def _small(config: RecipeConfig, **data: Any) -> TwoStream:
@@ -164,8 +164,8 @@ def _samples(model: TwoStream, teacher: SamTeacher, folder: Path, *, repetitions
     return made
 
 
-def _batch(samples: Samples, count: int = 8) -> TrainingBatch:
-    return samples.make(samples.choose(np.random.default_rng(1), count))
+def _batch(samples: Samples) -> TrainingBatch:
+    return samples.make(samples.choose(np.random.default_rng(1), BATCH))
 
 
 def _assert_of(teacher: SamTeacher, images: torch.Tensor, targets: tuple[torch.Tensor, ...]) -> None:
@@ -204,14 +204,14 @@ def test_where_every_step_corrupts_anew_the_teacher_sees_a_clean_image_once(tmp_
     assert teacher.asked == NUM_NORMALS
     _assert_of(teacher, batch.clean[0], batch.clean_targets)
     num_dirty = int((~batch.is_clean).sum())
-    assert 0 < num_dirty < len(batch.mask)
+    assert 0 < num_dirty < BATCH
     assert torch.equal(batch.corrupted[0][batch.is_clean], batch.clean[0][batch.is_clean])
     assert not batch.mask[batch.is_clean].any()
 
     unknown = _batch(_samples(model, teacher, tmp_path, repetitions=0, keep_clean=False))
     as_published = unknown._replace(is_clean=torch.zeros_like(unknown.is_clean))
     losses = []
-    for each, asked in ((batch, num_dirty), (unknown, 8 + num_dirty), (as_published, 8 + 8)):
+    for each, asked in ((batch, num_dirty), (unknown, BATCH + num_dirty), (as_published, 2 * BATCH)):
         teacher.asked = 0
         losses.append(_losses(model, teacher, samples, each))
         assert teacher.asked == asked
