@@ -7,7 +7,7 @@ The graph takes ``images`` ``(B, H, W, 3)`` uint8 of any B, H and W and returns 
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,9 @@ __all__ = ["Detector", "ParityReport", "export_onnx", "parity"]
 
 _OPSET = 18
 _SELF_CHECK_TOLERANCE = 1e-3
+_RANDOM_OPERATORS = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 
 
 class Detector(Protocol):
@@ -96,8 +99,8 @@ def export_onnx(model: Detector, path: Path) -> None:
         path: The file; replaced atomically.
 
     Raises:
-        ExportError: The model cannot be translated, or the file does not load or does not follow the model at
-            another batch and image size than the traced one.
+        ExportError: The model cannot be translated or draws random numbers, or the file does not load or does not
+            follow the model at another batch and image size than the traced one.
     """
     served = _ServedModel(model=model).eval()
     height, width = model.image_size
@@ -111,6 +114,12 @@ def export_onnx(model: Detector, path: Path) -> None:
         except Exception as error:
             # The exporter raises whatever its passes raise; for the caller it is one thing.
             raise ExportError(f"{path.name}: the model cannot be exported: {error}") from error
+        # Two draws may give scores that are alike, so that comparing some would find it only now and then.
+        if random := _RANDOM_OPERATORS.intersection(_operators(onnx.load(str(written)).graph)):
+            raise ExportError(
+                f"{path.name}: the model draws random numbers ({', '.join(sorted(random))}), expected the same scores "
+                f"for the same image each time"
+            )
         _self_check(model, written)
         written.replace(path)
 
@@ -127,6 +136,14 @@ def _trace(served: nn.Module, example: Tensor, path: Path) -> None:
         torch.onnx.export(
             served, (example,), path, **names, dynamic_axes=free_sizes, opset_version=_OPSET, dynamo=False
         )
+
+
+def _operators(graph: onnx.GraphProto) -> Iterator[str]:
+    """Types of a graph's operators, branches and loops included."""
+    for node in graph.node:
+        yield node.op_type
+        for attribute in node.attribute:
+            yield from _operators(attribute.g)
 
 
 def _self_check(model: Detector, path: Path) -> None:

@@ -140,6 +140,30 @@ def test_a_graph_that_froze_the_batch_size_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@torch.jit.script_if_tracing  # type: ignore[untyped-decorator]
+def _noisy_where_large(maps: torch.Tensor) -> torch.Tensor:
+    if maps.shape[0] > 1000:
+        maps = maps + torch.randn_like(maps)
+    return maps
+
+
+class Drawing(torch.nn.Module):
+    """Draws where no comparison of scores ever comes."""
+
+    image_size = (16, 16)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        maps = _noisy_where_large(images.mean(dim=1))
+        return maps.amax(dim=(1, 2)), maps
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_a_model_that_draws_random_numbers_is_refused_wherever_it_does(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"draws random numbers \(RandomNormalLike\)"):
+        export_onnx(Drawing(), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 class Unexportable(torch.nn.Module):
     image_size = (16, 16)
 

@@ -385,5 +385,5 @@ def test_the_exported_file_scores_like_the_model(tmp_path: Path, map_scale: str)
 
 
 def test_a_model_that_shuffles_at_test_cannot_be_exported(tmp_path: Path) -> None:
-    with pytest.raises(ExportError):
+    with pytest.raises(ExportError, match=r"draws random numbers \(RandomUniformLike\)"):
         export_onnx(build_model(tiny_recipe(unshuffle=False), seed=0), tmp_path / "model.onnx")
