@@ -57,7 +57,7 @@ report: setup ## Where the newest night's page is
 	@$(STLM) report
 
 test: setup ## The tests, on up to four cores
-	$(PARALLEL)
+	$(PARALLEL) --dist worksteal
 
 test-slow: setup ## The tests of more than a minute each
 	$(PARALLEL) -m slow
