@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 STLM := .venv/bin/stlm
 INSTALLED := .venv/.installed
-PARALLEL := .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+PARALLEL := .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist
 FORMATTED := components dags stlm tests
 export UV_LINK_MODE ?= copy
 # Nothing about what is built or tested here leaves this machine.
@@ -57,13 +57,13 @@ report: setup ## Where the newest night's page is
 	@$(STLM) report
 
 test: setup ## The tests, on up to four cores
-	$(PARALLEL) --dist worksteal
+	$(PARALLEL) worksteal
 
 test-slow: setup ## The tests of more than a minute each
-	$(PARALLEL) -m slow
+	$(PARALLEL) loadfile -m slow
 
 chaos: setup ## Break everything that can break, and print how each case ended (half an hour)
-	$(PARALLEL) -m 'chaos and not gpu'
+	$(PARALLEL) loadfile -m 'chaos and not gpu'
 
 benchmark: setup ## The figures of the README, as tables
 	.venv/bin/python -m pytest -m benchmark -s tests/benchmarks
