@@ -139,7 +139,7 @@ def _corrupted_targets(run: StageRun, batch: TrainingBatch, of_clean: Levels) ->
     first, second = of_clean[0].clone(), of_clean[1].clone()
     dirty = (~batch.is_clean).nonzero()[:, 0].to(first.device)
     if len(dirty) > 0:
-        made = run.teacher.levels(batch.corrupted[0][dirty])
+        made = _targets(run, tuple(level[dirty] for level in batch.corrupted), ())
         first[dirty], second[dirty] = made[0].to(first), made[1].to(second)
     return first, second
 

@@ -4,6 +4,7 @@ Every sample is a function of (seed, image content, repetition) alone, so a resu
 would have seen.
 """
 
+import functools
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
@@ -182,6 +183,7 @@ class Samples:
         masks = torch.from_numpy(np.stack([d[2] for d in drawn])).to(self._device, torch.float32)
         return tuple(x[:count] for x in features), tuple(x[count:] for x in features), masks
 
+    @functools.cached_property
     def _identity(self) -> str:
         """What a shard depends on beside its images: another teacher or trunk must not find it."""
         digest = hashlib.sha256(repr((self._config, self._seed, self._repetitions, self.normals.digests)).encode())
@@ -210,7 +212,7 @@ class Samples:
     ) -> list[dict[str, Tensor] | Path]:
         """The shards that begin at ``starts``; those that lie in the cache are not made again."""
         shards: list[dict[str, Tensor] | Path] = []
-        identity = "" if cache_dir is None else self._identity()
+        identity = "" if cache_dir is None else self._identity
         for start in tqdm(starts, desc=f"prepare {label}", unit="shard", disable=None):
             path = None if cache_dir is None else cache_dir / f"{label}-{start:07d}.safetensors"
             if path is not None and path.exists() and _identity_of(path) == identity:
@@ -293,8 +295,8 @@ class Samples:
         clean_targets: tuple[Tensor, ...] = ()
         if self._bank is None:
             drawn = [
-                self._draw(int(index), int(repetition), is_clean=bool(is_clean))
-                for index, repetition, is_clean in zip(choice.indices, choice.repetitions, choice.is_clean, strict=True)
+                self._draw(int(index), int(repetition), is_clean=bool(leave))
+                for index, repetition, leave in zip(choice.indices, choice.repetitions, choice.is_clean, strict=True)
             ]
             corrupted, clean, mask = self._features(drawn)
             if self._clean is not None:

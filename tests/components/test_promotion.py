@@ -2,7 +2,6 @@
 
 import datetime as dt
 import itertools
-import multiprocessing
 import shutil
 import threading
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from components.adapters.storage import open_storage
 from components.adapters.tracking import open_run
 from components.config import MlflowSettings
 from components.errors import InputError, TransientError
-from tests.helpers.edges import dies_before_change, watched
+from tests.helpers.edges import at_once, dies_before_change, watched
 from tests.helpers.faulty_proxy import Fault, faulty_proxy
 from tests.helpers.model_package import KEY, new_mlflow, night, write_package
 from tests.helpers.promotion import ahead, make_champion, new_desk
@@ -408,26 +407,16 @@ def test_a_lease_that_ran_out_unnoticed_is_not_used_again(world: World) -> None:
 @pytest.mark.chaos("four processes promote at once", outcome="one wins, the others are told")
 def test_of_processes_that_promote_at_once_exactly_one_wins(world: World) -> None:
     assert not dies_before_change(10_000, lambda: make_champion(world.desk(), 1))
-    context = multiprocessing.get_context("fork")
-    barrier, outcomes = context.Barrier(4), context.SimpleQueue()
 
-    def work(number: int) -> None:
-        barrier.wait(60)
+    def work(number: int) -> tuple[str, int | None]:
         night = f"2026-12-0{number + 1}"
         done = promote_version(
             world.desk(), 2 + number % 2, judged_against=1, becomes_anchor=False, by="gate", reason="better",
             record={"partition": night},
         )  # fmt: skip
-        outcomes.put((done.outcome, done.version))
+        return done.outcome, done.version
 
-    processes = [context.Process(target=work, args=(number,)) for number in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * len(processes)
-
-    told = [outcomes.get() for _ in processes]
+    told = at_once(4, work)
     (winner,) = [version for outcome, version in told if outcome == "PROMOTED"]
     loser = 5 - winner
     # Two processes promote each of two versions: the winner's twin finds it done, the others' verdict is stale.

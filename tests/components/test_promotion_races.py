@@ -1,7 +1,5 @@
 """Processes that want to promote at once: one wins, the others are told, and nothing is lost."""
 
-import json
-import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,7 @@ from components._promotion.desk import open_desk
 from components.config import MlflowSettings, PromoteSettings
 from components.promote import PromoteInputs, promote
 from components.rollback import RollbackInputs, rollback
-from tests.helpers.edges import dies_before_change
+from tests.helpers.edges import at_once, dies_before_change
 from tests.helpers.model_package import KEY, new_mlflow
 from tests.helpers.postgres import mlflow_server, postgres_server
 from tests.helpers.promotion import ahead, another_package, inputs_for
@@ -36,23 +34,9 @@ def _apart(action: Callable[[], object]) -> None:
     assert not dies_before_change(1_000_000, action)
 
 
-def _race(candidates: list[PromoteInputs], folder: Path) -> list[str]:
+def _race(candidates: list[PromoteInputs]) -> list[str]:
     """Promote all of them at once, each in its own process; their outcomes."""
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(len(candidates))
-
-    def work(number: int, inputs: PromoteInputs) -> None:
-        barrier.wait(120)
-        outcome = promote(inputs)
-        (folder / f"outcome-{number}.json").write_text(json.dumps(outcome.to_json()))
-
-    processes = [context.Process(target=work, args=pair) for pair in enumerate(candidates)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * len(processes)
-    outcomes = [json.loads((folder / f"outcome-{number}.json").read_text()) for number in range(len(candidates))]
+    outcomes = at_once(len(candidates), lambda number: promote(candidates[number]).to_json())
     for outcome in outcomes:
         if outcome["outcome"] == "STALE_DECISION":
             assert "the verdict was against version 1, the champion is version" in outcome["detail"]
@@ -63,7 +47,7 @@ def _run(tmp_path: Path, mlflow: MlflowSettings, settings: PromoteSettings, coun
     first, *candidates = [_candidate(tmp_path, mlflow, settings, number) for number in range(count + 1)]
     _apart(lambda: promote(first))
 
-    outcomes = _race(candidates, tmp_path)
+    outcomes = _race(candidates)
 
     assert outcomes == ["PROMOTED"] + ["STALE_DECISION"] * (count - 1)
     client = MlflowClient(tracking_uri=mlflow.tracking_uri, registry_uri=mlflow.tracking_uri)

@@ -1,13 +1,14 @@
-"""The outermost edge, where stores and MLflow are changed: to watch it, to step in, and to die there."""
+"""The outermost edge, where stores and MLflow are changed: to watch it, to step in, to die and to race there."""
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 from mlflow import MlflowClient
@@ -15,7 +16,7 @@ from mlflow import MlflowClient
 from components.adapters._s3_storage import S3Storage
 from components.adapters.storage import LocalStorage
 
-__all__ = ["DIED", "dies_before_change", "watched"]
+__all__ = ["DIED", "at_once", "dies_before_change", "watched"]
 
 DIED = 77
 """Exit status of a process that died where it was told to."""
@@ -40,6 +41,7 @@ _CHANGES: dict[type, tuple[str, ...]] = {
 }
 
 Hook = Callable[[str, tuple[Any, ...]], None]
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -105,3 +107,33 @@ def dies_before_change(number: int, action: Callable[[], object]) -> bool:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status in (0, DIED), f"the process ended with {status}"
     return status == DIED
+
+
+def at_once(count: int, action: Callable[[int], T]) -> list[T]:
+    """Run ``action`` with 0, 1, ... in as many processes, all beginning at the same moment.
+
+    Args:
+        count: How many processes.
+        action: What each does with its number; it must open its own connections, and return little.
+
+    Returns:
+        What each returned, in the order of the numbers.
+
+    Raises:
+        AssertionError: One of them failed.
+    """
+    context = multiprocessing.get_context("fork")
+    barrier, answers = context.Barrier(count), context.SimpleQueue()
+
+    def work(number: int) -> None:
+        barrier.wait(120)
+        answers.put((number, action(number)))
+
+    processes = [context.Process(target=work, args=(number,)) for number in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * count
+    told = dict(answers.get() for _ in processes)
+    return [told[number] for number in range(count)]
