@@ -1,1 +1,1 @@
-"""The steps of a night: each a function from a dataclass to a dataclass, usable from a task or a shell."""
+"""Pipeline of the nights: its steps, and everything around the models."""

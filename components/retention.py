@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from components._promotion.desk import Desk, open_desk
-from components._promotion.retention import delete_version, named_candidates, why_kept
-from components._promotion.standing import standing_of
-from components.adapters.lineage import open_lineage
-from components.adapters.tracking import delete_artifacts, find_run, list_artifacts
+from components.adapters.mlflow.tracking import delete_artifacts, find_run, list_artifacts
+from components.adapters.run_lock import open_lineage
 from components.config import MlflowSettings, PromoteSettings, ScheduleSettings
-from components.contracts import Contract, ModelKey, RunRef
-from components.night_record import is_locked, nights, read_night
+from components.core.contracts import Contract, ModelKey, RunRef
+from components.core.run_records import is_locked, nights, read_night
+from components.promotion.alias_transaction import Desk, open_desk
+from components.promotion.champion_state import standing_of
+from components.promotion.version_retention import delete_version, named_candidates, why_kept
 
 __all__ = ["Doomed", "Retention", "RetentionInputs", "plan_retention", "sweep"]
 

@@ -8,7 +8,7 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Context
 from airflow.sdk.exceptions import TaskAwaitingInput
 
-from components.contracts import Approval, GateDecision, PackageRef, Verdict
+from components.core.contracts import Approval, GateDecision, PackageRef, Verdict
 from dags._run import Json, backfill_of
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ class AskApprovers(HITLOperator):
 
     What they were asked about is parked with the task and comes back with the answer, so that a candidate that was
     judged anew meanwhile does not inherit it. A candidate that did not pass, or that a backfill made, is not asked
-    about. Returns :class:`components.contracts.Approval` as JSON. Args: approvers: Their names in Airflow; nobody else
-    can answer. hours: How long to wait. model: The registered model, for the headline. package: What would be
+    about. Returns :class:`components.core.contracts.Approval` as JSON. Args: approvers: Their names in Airflow; nobody
+    else can answer. hours: How long to wait. model: The registered model, for the headline. package: What would be
     promoted: the step's output. decision: The gate's output. **task_options: Further options of the task.
     """
 

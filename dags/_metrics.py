@@ -13,8 +13,8 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.observability import stats
 
 from components.config import ModelSettings, PipelineConfig
-from components.contracts import ModelKey, RunRef
-from components.errors import TransientError
+from components.core.contracts import ModelKey, RunRef
+from components.core.errors import TransientError
 
 __all__ = ["night_ended", "step_ended"]
 
@@ -71,9 +71,9 @@ def night_ended(config: PipelineConfig, model: ModelSettings, run: RunRef, outco
     """
     if not any(conf.getboolean("metrics", switch, fallback=False) for switch in _SWITCHES):
         return  # looking it up would cost a moment for nothing
-    from components._alerting.endings import bad_nights
-    from components._promotion.desk import open_desk
-    from components._promotion.standing import standing_of
+    from components.notifications.outcomes import bad_nights
+    from components.promotion.alias_transaction import open_desk
+    from components.promotion.champion_state import standing_of
 
     try:
         _gauge(run.key, "nights.bad_in_a_row", len(bad_nights(run, outcome, config.alerts)))

@@ -19,9 +19,9 @@ from airflow.sdk import Context, Param, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from components.config import PipelineConfig, PromoteSettings, ScheduleSettings, load_config
-from components.contracts import Contract, Fence, ModelKey, RunRef
-from components.errors import InputError, TransientError
-from components.night_record import STEPS, StepRecord, begin_step, is_locked, read_night, write_record
+from components.core.contracts import Contract, Fence, ModelKey, RunRef
+from components.core.errors import InputError, TransientError
+from components.core.run_records import STEPS, StepRecord, begin_step, is_locked, read_night, write_record
 from dags._metrics import step_ended
 
 __all__ = [
@@ -106,7 +106,7 @@ class Step:
             yield
             return
         from components.adapters.lease import LeaseHeldError
-        from components.adapters.lineage import open_lineage
+        from components.adapters.run_lock import open_lineage
 
         context = get_current_context()
         is_first, is_last = step == STEPS[0], step == STEPS[-1]

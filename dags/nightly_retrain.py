@@ -21,7 +21,7 @@ from airflow.sdk import DAG, CronPartitionTimetable, Param
 from airflow.sdk.exceptions import AirflowSkipException
 
 from components.config import ModelSettings, PipelineConfig, ScheduleSettings
-from components.contracts import (
+from components.core.contracts import (
     Approval,
     BatchRef,
     CandidateRef,
@@ -36,10 +36,10 @@ from components.contracts import (
     ShadowRef,
     ValidationRef,
 )
-from components.night_inputs import NightInputs
-from dags import _replayed as replayed
+from components.steps.inputs import NightInputs
+from dags import _backfill as replayed
 from dags._metrics import night_ended
-from dags._notification import BEFORE_REPORT, notify_task
+from dags._notify import BEFORE_REPORT, notify_task
 from dags._run import Json, Step, configuration, current_fence, failures_of, retrying
 
 
@@ -62,7 +62,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
     @step()
     def collect(run: RunRef) -> Contract:
         """Copy the night's complete lots out of the landing zone, checked byte for byte."""
-        from components import collect as component
+        from components.steps.collect import step as component
 
         if run.backfill:
             return replayed.collect(config, model, run)
@@ -71,7 +71,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
     @step(pool="dvc")
     def version(run: RunRef, collected: Json) -> Contract:
         """Add the night's partition to the data repository and push it; nothing new: skip the rest of the night."""
-        from components import version as component
+        from components.steps.version import step as component
 
         if NightStatus(collected["status"]) is NightStatus.NOTHING_NEW:
             raise AirflowSkipException("nothing new in the landing zone")
@@ -83,7 +83,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
     @step()
     def validate(run: RunRef, dataset: Json) -> Contract:
         """Decide image by image what may be learnt from; pin the champion this night builds on."""
-        from components import validate as component
+        from components.steps.validate import step as component
 
         return component.validate(
             inputs(run).validate(DatasetRef.from_json(dataset), parent=replayed.parent(run) if run.backfill else None)
@@ -92,7 +92,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
     @step(pool="gpu")
     def fine_tune(run: RunRef, dataset: Json, validation: Json) -> Contract:
         """Train a candidate from the champion on the accepted images and a bounded replay of earlier nights."""
-        from components import fine_tune as component
+        from components.steps.fine_tune import step as component
 
         return component.fine_tune(
             inputs(run).fine_tune(DatasetRef.from_json(dataset), ValidationRef.from_json(validation))
@@ -101,7 +101,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
     @step()
     def evaluate(run: RunRef, candidate: Json, validation: Json) -> Contract:
         """Measure candidate, champion and anchor on the golden set, in one run."""
-        from components import evaluate as component
+        from components.steps.evaluate import step as component
 
         judges = replayed.judged_against(run, validation)
         return component.evaluate(
@@ -111,7 +111,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
     @step()
     def export(run: RunRef, candidate: Json, evaluation: Json, validation: Json) -> Contract:
         """Write the package that would be served and prove that it behaves like the candidate."""
-        from components import export as component
+        from components.steps.export import step as component
 
         return component.export(
             inputs(run).export(
@@ -124,7 +124,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
     @step()
     def gate(run: RunRef, evaluation: Json, package: Json) -> Contract:
         """Judge the package: floors, and non-inferiority against champion and anchor."""
-        from components import gate as component
+        from components.steps.gate import step as component
 
         return component.gate(inputs(run).gate(EvaluationRef.from_json(evaluation), PackageRef.from_json(package)))
 
@@ -140,7 +140,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         approval: Json | None,
     ) -> Contract:
         """Register the package and move the alias, if and only if the gate said so."""
-        from components import promote as component
+        from components.steps.promote import step as component
 
         return component.promote(
             inputs(run).promote(
@@ -219,7 +219,7 @@ def _shadow(step: Step, config: PipelineConfig, model: ModelSettings) -> Any:
     @step(pool="promotion")
     def shadow(run: RunRef, dataset: Json, validation: Json) -> Contract:
         """Score the challenger beside the champion on new normals; after enough nights, let it in or drop it."""
-        from components import shadow as component
+        from components.steps.shadow import step as component
 
         if run.backfill:
             return ShadowRef(outcome="NO_CHALLENGER", challenger=None, champion=None, detail="a replay has none")
@@ -235,7 +235,7 @@ def _report(step: Step, config: PipelineConfig, model: ModelSettings) -> Any:
     @step(trigger_rule="all_done")
     def report(run: RunRef, *outputs: Json | None) -> Contract:
         """Write the page a person reads in the morning, whatever happened."""
-        from components import report as component
+        from components.steps.report import step as component
 
         fields = _report_fields(*outputs)
         inputs = NightInputs(config=config, model=model, run=run)

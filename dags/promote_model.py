@@ -9,7 +9,7 @@ and a terminal: `stlm promote --break-glass`.
 from airflow.sdk import DAG, Param
 
 from components.config import PipelineConfig
-from components.contracts import Contract
+from components.core.contracts import Contract
 from dags._run import Json, by_hand, configuration, person_params
 
 
@@ -26,7 +26,7 @@ def promote_model(config: PipelineConfig) -> DAG:
     @by_hand(config.schedule, pool="promotion")
     def promote_by_hand(params: Json) -> Contract:
         """Check the candidate and make it the champion."""
-        from components import promote_by_hand as component
+        from components.promotion import manual as component
 
         model = config.model(params["key"])
         return component.promote_by_hand(

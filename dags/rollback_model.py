@@ -7,7 +7,7 @@ is the champion before the present one. A wrong value starts no task.
 from airflow.sdk import DAG, Param
 
 from components.config import PipelineConfig
-from components.contracts import Contract
+from components.core.contracts import Contract
 from dags._run import Json, by_hand, configuration, person_params
 
 
@@ -25,7 +25,7 @@ def rollback_model(config: PipelineConfig) -> DAG:
     @by_hand(config.schedule)
     def rollback(params: Json) -> Contract:
         """Check the version and move the alias back."""
-        from components import rollback as component
+        from components.promotion import rollback as component
 
         return component.rollback(
             component.RollbackInputs(

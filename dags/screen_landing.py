@@ -10,8 +10,8 @@ from airflow.sdk import DAG, Param
 from airflow.sdk.exceptions import AirflowSkipException
 
 from components.config import ModelSettings, PipelineConfig
-from components.contracts import BatchRef, Contract, NightStatus, RunRef
-from components.errors import InputError
+from components.core.contracts import BatchRef, Contract, NightStatus, RunRef
+from components.core.errors import InputError
 from dags._run import Json, Step, configuration
 
 
@@ -32,7 +32,7 @@ def screen_landing(config: PipelineConfig, model: ModelSettings) -> DAG:
     @step()
     def collect(run: RunRef) -> Contract:
         """Copy the complete lots out of the intake, checked byte for byte."""
-        from components import collect as component
+        from components.steps.collect import step as component
 
         if not settings.intake:
             raise InputError("no intake is configured: set zero_shot.intake to a folder or s3:// address")
@@ -48,7 +48,7 @@ def screen_landing(config: PipelineConfig, model: ModelSettings) -> DAG:
     @step()
     def screen(run: RunRef, collected: Json) -> Contract:
         """Sort the images by suspicion; write heat maps, masks and the page to decide on."""
-        from components import screen as component
+        from components.annotation import screen as component
 
         if NightStatus(collected["status"]) is NightStatus.NOTHING_NEW:
             raise AirflowSkipException("nothing new in the intake")

@@ -14,7 +14,7 @@ from airflow.sdk import DAG, CronPartitionTimetable, Param, get_current_context,
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from components.config import PipelineConfig, ScheduleSettings
-from components.contracts import RunRef
+from components.core.contracts import RunRef
 from dags._run import Json, configuration, retrying
 
 __all__ = ["night_before", "watch_nights"]
@@ -42,7 +42,7 @@ def watch_nights(config: PipelineConfig) -> DAG:
 
     def watch() -> Json:
         """Tell of every key whose night is not trained."""
-        from components import watch as component
+        from components.notifications import deadline as component
 
         context = get_current_context()
         day = context["dag_run"].partition_key or context["params"]["day"]

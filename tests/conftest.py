@@ -10,7 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from components.airflow_env import airflow_environment, repository_root
+from components.local_stack.airflow_env import airflow_environment, repository_root
 
 pytest_plugins = ["tests.helpers.chaos_table"]
 

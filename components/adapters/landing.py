@@ -1,17 +1,90 @@
-"""Delivering a lot into the landing zone the way a producer must: the images first, the manifest last."""
+"""Landing zone: what a lot's manifest says, and how a lot is delivered: the images first, the manifest last."""
 
+import datetime as dt
 import hashlib
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from components.adapters.storage import Storage, open_storage
-from components.contracts import ModelKey, canonical_json
-from components.errors import InputError
+from components.adapters.storage import open_storage
+from components.adapters.storage.base import Storage
+from components.core.contracts import Contract, ModelKey, canonical_json
+from components.core.errors import InputError, shorten
 
-__all__ = ["deliver", "lot_manifest", "open_landing"]
+__all__ = ["LotImage", "LotManifest", "deliver", "lot_manifest", "open_landing"]
 
 _LOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MAX_PART_BYTES = 200
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+# DVC would take such files for its own.
+_RESERVED_SUFFIXES = (".dvc", "dvc.yaml", "dvc.lock")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LotImage(Contract):
+    """A file as its producer announced it."""
+
+    name: str
+    bytes: int
+    sha256: str
+    part: str = ""
+    """Serial number of the part in the picture, where the producer knows it; pictures of one part stay together."""
+
+    def __post_init__(self) -> None:
+        if not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f"sha256 of {self.name!r} must be 64 lower-case hex digits, got {self.sha256!r}")
+        if self.bytes < 0:
+            raise ValueError(f"bytes of {self.name!r} must not be negative, got {self.bytes}")
+        if len(self.part.encode()) > _MAX_PART_BYTES or not self.part.isprintable():
+            raise ValueError(
+                f"part of {self.name!r} must be printable and of at most {_MAX_PART_BYTES} bytes, got {self.part!r}"
+            )
+        if not _is_plain(self.name):
+            raise ValueError(
+                f"image name {self.name!r} is refused: expected a file name of at most 200 bytes, without a path, "
+                "a leading dot or control characters, and not DVC's own"
+            )
+
+
+def _is_plain(name: str) -> bool:
+    return (
+        0 < len(name.encode()) <= 200
+        and not name.startswith(".")
+        and not any(char in "/\\" or not char.isprintable() for char in name)
+        and not name.endswith(_RESERVED_SUFFIXES)
+    )
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return dt.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LotManifest(Contract):
+    """The producer's manifest of a lot."""
+
+    key: str
+    lot: str
+    date: str
+    """``YYYY-MM-DD``, the day the lot was produced."""
+    images: tuple[LotImage, ...]
+
+    def __post_init__(self) -> None:
+        if not _is_date(self.date):
+            raise ValueError(f"date must be YYYY-MM-DD, got {self.date!r}")
+        if not self.images:
+            raise ValueError("images is empty, expected at least one")
+        # Case, and how an accent is written, count for nothing on some file systems: two files would become one there.
+        names = Counter(unicodedata.normalize("NFC", image.name.casefold()) for image in self.images)
+        twice = sorted(name for name, num in names.items() if num > 1)
+        if twice:
+            raise ValueError(f"images are named twice (upper and lower case alike): {shorten(twice)}")
 
 
 def lot_manifest(

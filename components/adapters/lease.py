@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from components.adapters.storage import Storage
-from components.contracts import Contract, canonical_json, from_json
-from components.errors import InputError, TransientError
+from components.adapters.storage.base import Storage
+from components.core.contracts import Contract, canonical_json, from_json
+from components.core.errors import InputError, TransientError
 
 __all__ = [
     "Clock",

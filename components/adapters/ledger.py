@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from components.adapters.lease import StaleLeaseError
-from components.adapters.storage import NotMountedError, Storage
-from components.contracts import Contract, canonical_json, from_json
-from components.errors import InputError
+from components.adapters.storage.base import NotMountedError, Storage
+from components.core.contracts import Contract, canonical_json, from_json
+from components.core.errors import InputError
 
 __all__ = ["Chain", "Entry", "EntryKind", "Ledger", "LedgerBrokenError"]
 

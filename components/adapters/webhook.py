@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from components.errors import InputError, TransientError
+from components.core.errors import InputError, TransientError
 
 __all__ = ["post_signed"]
 

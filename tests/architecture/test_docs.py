@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from components.collect import LotManifest
+from components.adapters.landing import LotManifest
+from components.cli.main import _parser
 from components.config import load_config
-from components.console._main import _parser
-from components.contracts import from_json
-from components.night_record import STEPS
+from components.core.contracts import from_json
+from components.core.run_records import STEPS
 from stlm.constants import EFFICIENTNET_LITE0_SHA256
 from stlm.recipes import RECIPES
 from stlm.zero_shot.prompts import load_prompts
@@ -131,8 +131,8 @@ def test_the_code_map_names_real_folders_and_all_of_the_top_ones() -> None:
 
 def test_step_modules_that_are_named_exist() -> None:
     for document in DOCUMENTS:
-        for name in re.findall(r"python -m components\.([a-z_]+)", text_of(document)):
-            assert (ROOT / "components" / f"{name}.py").exists(), f"{document} names components.{name}"
+        for name in re.findall(r"python -m components\.steps ([a-z_]+)", text_of(document)):
+            assert (ROOT / "components" / "steps" / name / "step.py").exists(), f"{document} names step {name}"
 
 
 def test_the_sample_configuration_is_one(tmp_path: Path) -> None:

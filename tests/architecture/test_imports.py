@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from components.airflow_env import repository_root
+from components.local_stack.airflow_env import repository_root
 
 ROOT = repository_root()
 HEAVY = ["airflow", "boto3", "dvc", "great_expectations", "mlflow", "numpy", "pandas", "PIL", "torch"]
@@ -27,13 +27,13 @@ def _loaded(module: str) -> list[str]:
     [
         "stlm",
         "components",
-        "components.contracts",
+        "components.core.contracts",
         "components.config",
-        "components._cli",
-        "components.errors",
-        "components.night_record",
-        "components.airflow_env",
-        "components.console",
+        "components.core.step_runner",
+        "components.core.errors",
+        "components.core.run_records",
+        "components.local_stack.airflow_env",
+        "components.cli",
     ],
 )
 def test_what_starts_often_loads_nothing_heavy(module: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.airflow_env import repository_root
+from components.local_stack.airflow_env import repository_root
 from tests.helpers.pickles import pickles_below
 
 ROOT = repository_root()

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from components.contracts import Verdict
+from components.core.contracts import Verdict
 from tests.helpers.gate_simulation import DEFAULT, Drift, drift, share_text, tally
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(0)]

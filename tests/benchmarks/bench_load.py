@@ -26,21 +26,22 @@ import pandas as pd
 import psutil
 import pytest
 
-from components._cli import write_json
-from components._evaluation.leakage import find_leakage
-from components._validation.identity import accepted_index, find_doubles, golden_index, history_index, write_index
 from components.adapters.data_repository import DataRepository
-from components.airflow_env import repository_root
-from components.backfill import replay
-from components.collect import CollectInputs, collect
+from components.backfill.replay import replay
 from components.config import ValidateSettings
-from components.console._airflow import LocalAirflow, start_airflow
-from components.console._processes import Programs, free_port
-from components.contracts import RunRef
-from components.errors import TransientError
-from components.quickstart import feed_from_folder
+from components.core.atomic_files import write_json
+from components.core.contracts import RunRef
+from components.core.errors import TransientError
+from components.image_index import accepted_index, golden_index, history_index, write_index
+from components.local_stack.airflow import LocalAirflow, start_airflow
+from components.local_stack.airflow_env import repository_root
+from components.local_stack.processes import Programs, free_port
+from components.steps.collect.step import CollectInputs, collect
+from components.steps.evaluate.leakage import find_leakage
+from components.steps.validate.duplicates import find_doubles
 from stlm.training.replay import NormalImage, choose_replay, split_held_out
 from tests.benchmarks.bench_version import cheap_nights
+from tests.helpers.landing import feed_from_folder
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.old_nights import archive, backfill_inputs
 from tests.helpers.tiny_nights import KEY, TinyWorld, make_tiny_world

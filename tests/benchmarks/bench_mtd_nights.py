@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from components.config import PipelineConfig, load_config
-from components.contracts import ModelKey, RunRef
-from components.night_record import read_night
-from components.quickstart import feed_from_folder
+from components.core.contracts import ModelKey, RunRef
+from components.core.run_records import read_night
 from stlm.data.layout import read_golden_set, read_train_normals
 from stlm.errors import DataError
+from tests.helpers.landing import feed_from_folder
 from tests.helpers.s3_server import S3Server, s3_server
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "mtd"

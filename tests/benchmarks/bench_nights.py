@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from components.airflow_env import repository_root
 from components.config import load_config
-from components.contracts import RunRef
-from components.night_record import read_night
+from components.core.contracts import RunRef
+from components.core.run_records import read_night
+from components.local_stack.airflow_env import repository_root
 from components.quickstart import KEY, NIGHTS, materialise
 
 _ENDED = re.compile(r"^Night (\S+): success after (\d+):(\d+)$", re.MULTILINE)
@@ -50,7 +50,7 @@ def test_three_nights_gain_and_cost_little_beside_training_and_scoring(tmp_path:
     config_path = tmp_path / "infra" / "quickstart.toml"
     shutil.copy(root / "infra" / "quickstart.toml", config_path)
     (tmp_path / "data").symlink_to(root / "data")
-    command = [sys.executable, "-m", "components.console", "--config", str(config_path)]
+    command = [sys.executable, "-m", "components.cli", "--config", str(config_path)]
     command += ["--state", str(tmp_path / "var"), "nightly", "--nights", str(len(NIGHTS))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=dict(os.environ), cwd=root)
     assert done.returncode == 0, done.stdout

@@ -22,10 +22,10 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from components import quickstart
-from components.collect import CollectInputs, collect
-from components.contracts import RunRef
-from components.validate import ValidateInputs, validate
-from components.version import VersionInputs, version
+from components.core.contracts import RunRef
+from components.steps.collect.step import CollectInputs, collect
+from components.steps.validate.step import ValidateInputs, validate
+from components.steps.version.step import VersionInputs, version
 from stlm.calibration import calibrate_threshold
 from stlm.data.facts import image_facts, nearest_hashes, read_facts
 from stlm.data.synthesis import embedded_textures

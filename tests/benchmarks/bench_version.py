@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from components._cli import write_json
 from components.adapters.data_repository import DataRepository
-from components.contracts import BatchRef, ModelKey, RunRef, digest_of
+from components.core.atomic_files import write_json
+from components.core.contracts import BatchRef, ModelKey, RunRef, digest_of
 
 KEY = ModelKey(product="bench", line="line1", camera="cam1")
 IMAGES_A_NIGHT = 500

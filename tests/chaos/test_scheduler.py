@@ -12,13 +12,13 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from components._promotion.desk import open_desk
-from components.airflow_env import airflow_environment
-from components.console._airflow import LocalAirflow, start_airflow
-from components.console._processes import Programs, free_port
-from components.console._progress import watch
-from components.errors import TransientError
-from components.night_record import read_night
+from components.cli.progress import watch
+from components.core.errors import TransientError
+from components.core.run_records import read_night
+from components.local_stack.airflow import LocalAirflow, start_airflow
+from components.local_stack.airflow_env import airflow_environment
+from components.local_stack.processes import Programs, free_port
+from components.promotion.alias_transaction import open_desk
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.mortal import mortal
 from tests.helpers.postgres import postgres_server

@@ -10,7 +10,7 @@ from airflow.models.dagrun import DagRun
 
 from components.adapters.storage import open_storage
 from components.config import load_config
-from components.night_record import read_night
+from components.core.run_records import read_night
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.s3_server import S3Server, s3_server
 from tests.helpers.tiny_nights import NIGHTS, TinyWorld, make_tiny_world
@@ -54,7 +54,7 @@ def _on_s3(root: Path, server: S3Server) -> TinyWorld:
 
 def _feed(world: TinyWorld, night: str) -> None:
     """As ``TinyWorld.feed``, into the bucket."""
-    from components.quickstart import feed_from_folder
+    from tests.helpers.landing import feed_from_folder
     from tests.helpers.tiny_nights import KEY
 
     local = make_tiny_world(world.root / f"producer-{night}")

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from components._promotion.desk import open_desk
 from components.config import MlflowSettings, PromoteSettings
-from components.errors import TransientError
-from components.promote import PromoteInputs, promote
+from components.core.errors import TransientError
+from components.promotion.alias_transaction import open_desk
+from components.steps.promote.step import PromoteInputs, promote
 from tests.helpers.edges import watched
 from tests.helpers.model_package import KEY
 from tests.helpers.mortal import mortal

@@ -15,12 +15,12 @@ import pytest
 import torch
 from filelock import FileLock
 
-from components import _cli
-from components._cli import step_dir
-from components.contracts import CandidateRef
-from components.errors import InputError, TransientError
-from components.fine_tune import FineTuneInputs, fine_tune
-from tests.components.test_fine_tune import inputs_for
+from components.core import step_runner as _cli
+from components.core.contracts import CandidateRef
+from components.core.errors import InputError, TransientError
+from components.core.step_runner import step_dir
+from components.steps.fine_tune.step import FineTuneInputs, fine_tune
+from tests.components.steps.test_fine_tune import inputs_for
 from tests.helpers.tiny_nights import NIGHTS, make_tiny_world
 
 pytestmark = pytest.mark.filterwarnings("default")

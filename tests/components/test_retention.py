@@ -10,16 +10,16 @@ import pytest
 from mlflow import MlflowClient
 
 from components import retention as component
-from components._cli import write_json
-from components.adapters.lineage import open_lineage
-from components.adapters.tracking import list_artifacts, log_artifacts, open_run
-from components.console import main
-from components.console._ledger import desk_of
-from components.console._operators import retention
-from components.console._workspace import Workspace, open_workspace
-from components.contracts import RunRef
-from components.errors import EXIT_TRANSIENT_ERROR
-from components.night_record import StepRecord, read_night, write_record
+from components.adapters.mlflow.tracking import list_artifacts, log_artifacts, open_run
+from components.adapters.run_lock import open_lineage
+from components.cli import main
+from components.cli.ledger import desk_of
+from components.cli.maintenance import retention
+from components.core.atomic_files import write_json
+from components.core.contracts import RunRef
+from components.core.errors import EXIT_TRANSIENT_ERROR
+from components.core.run_records import StepRecord, read_night, write_record
+from components.local_stack.workspace import Workspace, open_workspace
 from components.retention import RetentionInputs, plan_retention, sweep
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.old_nights import tree_digest

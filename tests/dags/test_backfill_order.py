@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow.timetables.trigger import CronPartitionTimetable
 from airflow.utils.types import DagRunType
 
-from components.contracts import RunRef
+from components.core.contracts import RunRef
 from dags._run import _BACKFILL_RUN, _check_order
 from tests.helpers.tiny_nights import KEY
 

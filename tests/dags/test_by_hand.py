@@ -8,8 +8,8 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import ParamValidationError
 
-from components.airflow_env import repository_root
 from components.config import PipelineConfig, load_config
+from components.local_stack.airflow_env import repository_root
 from dags import promote_model as promote_model_file
 from dags import rollback_model as rollback_model_file
 from dags._run import signed
@@ -78,8 +78,8 @@ def test_a_value_that_is_not_given_starts_no_promotion(config: PipelineConfig, m
 @pytest.mark.parametrize(
     ("dag", "module", "name"),
     [
-        ("promote_model", "promote_by_hand", "PromoteByHandInputs"),
-        ("rollback_model", "rollback", "RollbackInputs"),
+        ("promote_model", "promotion.manual", "PromoteByHandInputs"),
+        ("rollback_model", "promotion.rollback", "RollbackInputs"),
     ],
 )
 def test_no_input_is_left_to_its_default(dag: str, module: str, name: str) -> None:

@@ -12,8 +12,8 @@ from airflow.sdk.observability.metrics import stats_utils
 
 from components.adapters.ledger import Chain, Ledger
 from components.adapters.storage import open_storage
-from components.contracts import RunRef
-from components.night_record import StepRecord, write_record
+from components.core.contracts import RunRef
+from components.core.run_records import StepRecord, write_record
 from dags._metrics import night_ended, step_ended
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.tiny_nights import KEY, make_tiny_world

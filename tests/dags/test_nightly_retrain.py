@@ -11,10 +11,10 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import ParamValidationError
 
-from components.airflow_env import repository_root
 from components.config import MlflowSettings, load_config
-from components.contracts import Approval, Verdict
-from components.night_record import STEPS
+from components.core.contracts import Approval, Verdict
+from components.core.run_records import STEPS
+from components.local_stack.airflow_env import repository_root
 from dags._approval import AskApprovers
 from dags.nightly_retrain import nightly_retrain
 from tests.helpers.promotion import inputs_for

@@ -13,9 +13,9 @@ import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import ParamValidationError
 
-from components.airflow_env import repository_root
 from components.config import load_config
-from components.night_record import StepRecord, begin_step, read_night, write_record
+from components.core.run_records import StepRecord, begin_step, read_night, write_record
+from components.local_stack.airflow_env import repository_root
 from dags.screen_landing import screen_landing
 from tests.dags.test_nightly_retrain import HEAVY
 from tests.helpers.tiny_nights import NIGHTS, make_tiny_world
@@ -57,7 +57,9 @@ def test_one_dag_per_key_and_nothing_heavy_when_the_file_is_read(tmp_path: Path)
     assert seconds < 1.0
 
 
-@pytest.mark.parametrize(("module", "name"), [("collect", "CollectInputs"), ("screen", "ScreenInputs")])
+@pytest.mark.parametrize(
+    ("module", "name"), [("steps.collect.step", "CollectInputs"), ("annotation.screen", "ScreenInputs")]
+)
 def test_no_input_is_left_to_its_default(module: str, name: str) -> None:
     tree = ast.parse((repository_root() / "dags" / "screen_landing.py").read_text(encoding="utf-8"))
     (call,) = [

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from components.airflow_env import airflow_environment
-from components.console._airflow import LocalAirflow, start_airflow
-from components.console._processes import Programs, free_port
-from components.console._progress import watch
-from components.contracts import RunRef
-from components.night_record import read_night
+from components.cli.progress import watch
+from components.core.contracts import RunRef
+from components.core.run_records import read_night
+from components.local_stack.airflow import LocalAirflow, start_airflow
+from components.local_stack.airflow_env import airflow_environment
+from components.local_stack.processes import Programs, free_port
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.old_nights import archive
 from tests.helpers.tiny_nights import KEY, NIGHTS, TinyWorld, make_tiny_world

@@ -8,11 +8,11 @@ from airflow.models.dagrun import DagRun
 from airflow.sdk.exceptions import ParamValidationError
 from mlflow import MlflowClient
 
-from components.adapters.lineage import open_lineage
-from components.backfill import plan
-from components.console._summary import verdict_of
-from components.contracts import RunRef
-from components.night_record import is_finished, read_night
+from components.adapters.run_lock import open_lineage
+from components.backfill.replay import plan
+from components.cli.summary import verdict_of
+from components.core.contracts import RunRef
+from components.core.run_records import is_finished, read_night
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.old_nights import archive, backfill_inputs, with_schedule
 from tests.helpers.tiny_nights import KEY, NIGHTS, TinyWorld, make_tiny_world

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from airflow.sdk import DAG
 
-from components._promotion.desk import Desk, open_desk
-from tests.components.test_promote_by_hand import template  # noqa: F401  the registry with candidates
+from components.promotion.alias_transaction import Desk, open_desk
+from tests.components.promotion.test_manual import template  # noqa: F401  the registry with candidates
 from tests.helpers.tiny_nights import KEY, TinyWorld, make_tiny_world
 
 # What Airflow and the libraries it runs deprecate among themselves is theirs; each step's own tests are strict.

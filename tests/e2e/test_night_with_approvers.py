@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
+from components.cli.ledger import desk_of
 from components.config import load_config
-from components.console._airflow import LocalAirflow, password, start_airflow
-from components.console._ledger import desk_of
-from components.console._processes import Programs, free_port
-from components.console._rest import AirflowApi
-from components.console._workspace import Workspace, open_workspace
-from components.contracts import PromotionRef
-from components.errors import InputError
-from components.night_record import read_night
+from components.core.contracts import PromotionRef
+from components.core.errors import InputError
+from components.core.run_records import read_night
+from components.local_stack.airflow import LocalAirflow, password, start_airflow
+from components.local_stack.airflow_api import AirflowApi
+from components.local_stack.processes import Programs, free_port
+from components.local_stack.workspace import Workspace, open_workspace
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.tiny_nights import KEY, NIGHTS, TinyWorld, make_tiny_world
 

@@ -12,11 +12,11 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import ParamValidationError
 from mlflow import MlflowClient
 
+from components.cli.status import champion_of
 from components.config import load_config
-from components.console._status import champion_of
-from components.console._workspace import open_workspace
-from components.contracts import ANCHOR_ALIAS, ModelRef
-from components.night_record import read_night
+from components.core.contracts import ANCHOR_ALIAS, ModelRef
+from components.core.run_records import read_night
+from components.local_stack.workspace import open_workspace
 from stlm.data.transforms import read_image
 from stlm.serving.predictor import OnnxPredictor, TorchPredictor
 from tests.helpers.model_package import new_mlflow

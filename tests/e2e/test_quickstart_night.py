@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from components.airflow_env import repository_root
-from components.night_record import read_night
+from components.core.run_records import read_night
+from components.local_stack.airflow_env import repository_root
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.tiny_nights import NIGHTS, TinyWorld, make_tiny_world
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def _stlm(world: TinyWorld, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "components.console", "--config", str(world.config_path)]
+    command = [sys.executable, "-m", "components.cli", "--config", str(world.config_path)]
     command += ["--state", str(world.root / "state"), *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, env=dict(os.environ), cwd=repository_root()

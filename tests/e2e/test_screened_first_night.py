@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from airflow.sdk import DAG
 
+from components.cli import main as console
 from components.config import load_config
-from components.console import main as console
-from components.contracts import RunRef
-from components.night_record import StepRecord, write_record
-from components.quickstart import feed_from_folder
-from tests.components.test_screen import write_images
+from components.core.contracts import RunRef
+from components.core.run_records import StepRecord, write_record
+from tests.components.annotation.test_screen import write_images
+from tests.helpers.landing import feed_from_folder
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.small_networks import write_clip
 from tests.helpers.tiny_nights import KEY, NIGHTS, TinyWorld, make_tiny_world
@@ -42,7 +42,7 @@ def _run(dag: DAG) -> dict[str, str]:
 def test_what_a_person_accepts_is_what_the_first_night_takes(
     tmp_path: Path, airflow_database: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from components.collect import CollectInputs, collect
+    from components.steps.collect.step import CollectInputs, collect
     from dags.screen_landing import screen_landing
 
     world = _with_clip(tmp_path)

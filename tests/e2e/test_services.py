@@ -25,9 +25,9 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from components.console._processes import free_port
-from components.console._rest import AirflowApi, is_healthy
-from components.contracts import ModelKey
+from components.core.contracts import ModelKey
+from components.local_stack.airflow_api import AirflowApi, is_healthy
+from components.local_stack.processes import free_port
 from tests.helpers.tiny_nights import KEY as LINE_1
 from tests.helpers.tiny_nights import TinyWorld, make_tiny_world, texture
 
@@ -81,7 +81,7 @@ class Site:
         return done.stdout
 
     def stlm(self, *command: str) -> str:
-        return self.run(sys.executable, "-m", "components.console", *command)
+        return self.run(sys.executable, "-m", "components.cli", *command)
 
     def champion(self, key: ModelKey) -> int:
         client = MlflowClient(self.environment["MLFLOW_TRACKING_URI"])
@@ -90,7 +90,7 @@ class Site:
 
 def _console(world: TinyWorld, *command: str) -> list[str]:
     place = ["--config", str(world.config_path), "--state", str(world.root / "state")]
-    return [sys.executable, "-m", "components.console", *place, *command]
+    return [sys.executable, "-m", "components.cli", *place, *command]
 
 
 @contextlib.contextmanager

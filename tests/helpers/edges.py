@@ -13,8 +13,8 @@ from unittest import mock
 
 from mlflow import MlflowClient
 
-from components.adapters._s3_storage import S3Storage
-from components.adapters.storage import LocalStorage
+from components.adapters.storage.local import LocalStorage
+from components.adapters.storage.s3 import S3Storage
 
 __all__ = ["DIED", "at_once", "dies_before_change", "watched"]
 

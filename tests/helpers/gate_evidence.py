@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import ndtri
 
-from components._cli import write_json
-from components._gate.evidence import Evidence, GoldenRecords, HeldOut, Leakage
-from components._gate.inputs import GateInputs
 from components.config import GateSettings
-from components.contracts import EvaluationRef, GateDecision, ModelKey, PackageRef, RunRef, digest_of
-from components.gate import gate
+from components.core.atomic_files import write_json
+from components.core.contracts import EvaluationRef, GateDecision, ModelKey, PackageRef, RunRef, digest_of
+from components.steps.gate.evidence import Evidence, GoldenRecords, HeldOut, Leakage
+from components.steps.gate.inputs import GateInputs
+from components.steps.gate.step import gate
 from stlm.calibration import Calibration, calibrate_threshold
 from stlm.comparison import MeasuredModel
 from stlm.data.layout import read_golden_set

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import beta
 
-from components._gate.judgement import gravest, judge
 from components.config import GateSettings
-from components.contracts import Verdict
+from components.core.contracts import Verdict
+from components.steps.gate.verdict import gravest, judge
 from stlm.metrics import auroc
 from tests.helpers.gate_evidence import NIGHT, Golden, Scores, evidence_of
 

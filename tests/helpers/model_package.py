@@ -11,7 +11,7 @@ import torch
 from mlflow import MlflowClient
 
 from components.config import MlflowSettings
-from components.contracts import ModelKey, PackageRef, RunRef
+from components.core.contracts import ModelKey, PackageRef, RunRef
 from stlm.calibration import CALIBRATION_FILE, Calibration
 from stlm.export.onnx import export_onnx
 from stlm.models.registry import AnomalyModel, build_model, save_model

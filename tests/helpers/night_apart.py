@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from components.config import PipelineConfig, load_config
-from components.contracts import RunRef
-from components.night_inputs import NightInputs
+from components.core.contracts import RunRef
+from components.steps.inputs import NightInputs
 
 __all__ = ["DIED", "night_apart", "run_night"]
 
@@ -71,7 +71,7 @@ def _end(config: PipelineConfig, done: dict[str, Any]) -> dict[str, Any]:
     """What must not depend on where processes died."""
     from mlflow import MlflowClient
 
-    from components._promotion.desk import open_desk
+    from components.promotion.alias_transaction import open_desk
 
     key, mlflow = config.models[0].key, config.mlflow
     client = MlflowClient(mlflow.tracking_uri, registry_uri=mlflow.tracking_uri)
@@ -118,7 +118,7 @@ def _die_at(where: str) -> Callable[[str, tuple[Any, ...]], None]:
 
 
 def _work(config_path: Path, partition: str, where: str, outputs: Path) -> None:
-    from components._cli import write_json
+    from components.core.atomic_files import write_json
 
     config = load_config(config_path)
     if where:
@@ -141,7 +141,7 @@ def night_apart(config_path: Path, partition: str, *, dies: str = "") -> dict[st
         AssertionError: It ended in another way.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"components.{step}" for step in _HEAVY])
+    context.set_forkserver_preload([f"components.steps.{step}.step" for step in _HEAVY])
     outputs = config_path.with_name("night.json")
     process = context.Process(target=_work, args=(config_path, partition, dies, outputs))
     process.start()

@@ -4,10 +4,10 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-from components.backfill import BackfillInputs
-from components.collect import CollectInputs, collect
-from components.contracts import DatasetRef, Fence
-from components.version import VersionInputs, version
+from components.backfill.replay import BackfillInputs
+from components.core.contracts import DatasetRef, Fence
+from components.steps.collect.step import CollectInputs, collect
+from components.steps.version.step import VersionInputs, version
 from tests.helpers.tiny_nights import KEY, TinyWorld
 
 __all__ = ["archive", "backfill_inputs", "corrupt", "tree_digest", "with_schedule"]

@@ -13,8 +13,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from components.console._postgres import PostgresCluster
-from components.console._processes import free_port
+from components.local_stack.postgres import PostgresCluster
+from components.local_stack.processes import free_port
 
 __all__ = ["mlflow_server", "postgres_server"]
 

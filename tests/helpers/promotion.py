@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from components._promotion.desk import Desk, open_desk
 from components.adapters.lease import Clock, utc_now
 from components.config import MlflowSettings, PromoteSettings
-from components.contracts import (
+from components.core.contracts import (
     CandidateRef,
     DatasetRef,
     EvaluationRef,
@@ -20,7 +19,8 @@ from components.contracts import (
     ValidationRef,
     Verdict,
 )
-from components.promote import PromoteInputs
+from components.promotion.alias_transaction import Desk, open_desk
+from components.steps.promote.step import PromoteInputs
 from stlm.serving.package import seal_package
 from tests.helpers.model_package import KEY, night, write_package
 

@@ -11,9 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from components._report.night import ReportInputs
 from components.config import MlflowSettings, ReportSettings
-from components.contracts import (
+from components.core.contracts import (
     CandidateRef,
     DatasetRef,
     EvaluationRef,
@@ -27,6 +26,7 @@ from components.contracts import (
     ValidationRef,
     Verdict,
 )
+from components.steps.report.inputs import ReportInputs
 
 __all__ = ["finished_night", "some_images"]
 

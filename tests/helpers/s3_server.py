@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.console._s3_service import S3Service, client_of, free_ports
+from components.local_stack.s3_server import S3Service, client_of, free_ports
 
 __all__ = ["S3Server", "s3_server"]
 

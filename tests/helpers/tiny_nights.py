@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from components.config import PipelineConfig, load_config
-from components.contracts import ModelKey, RunRef
-from components.quickstart import feed_from_folder
+from components.core.contracts import ModelKey, RunRef
+from tests.helpers.landing import feed_from_folder
 
 __all__ = ["KEY", "NIGHTS", "TinyWorld", "make_tiny_world", "texture"]
 

@@ -1,0 +1,150 @@
+"""Whose turn it is on a model key: one run at a time builds on its models, a night or a backfill.
+
+The lease is held by a run, not by a process: each of its steps takes it anew under a higher fence and has it renewed
+while it works, and the last one gives it back. An attempt that was given up, but lives on, has too low a fence from
+the moment on at which the next one starts. Whatever a run writes for others (data repository, registry, records) asks
+:meth:`LineageFence.admit` first: the lease must still be its own, and the place must not have seen a higher fence.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+
+from components.adapters.lease import Clock, Lease, LeaseObject, StaleLeaseError, called, holder_name, utc_now
+from components.adapters.storage import open_storage
+from components.config import PromoteSettings, ScheduleSettings, ledger_of
+from components.core.contracts import ModelKey
+from components.core.errors import TransientError
+
+__all__ = ["Lineage", "LineageFence", "open_lineage"]
+
+logger = logging.getLogger(__name__)
+
+
+class LineageFence:
+    """The holder's pass; made by :meth:`Lineage.held`."""
+
+    def __init__(self, lease: LeaseObject, mine: Lease, seconds: float) -> None:
+        self._lease = lease
+        self._mine = mine
+        self._seconds = seconds
+
+    @property
+    def number(self) -> int:
+        """The fence."""
+        return self._mine.fence
+
+    def admit(self, seen: int, where: str) -> None:
+        """Return if ``where`` may be written.
+
+        Args:
+            seen: The highest fence that was ever admitted there.
+            where: The place, for the message.
+
+        Raises:
+            StaleLeaseError: It has seen a higher fence, or the lease is not ours any more.
+            TransientError: The lease's store cannot be reached.
+        """
+        if seen > self.number:
+            raise StaleLeaseError(f"{where} was written under fence {seen}, this run's is {self.number}: it is late")
+        self.renew()
+
+    def renew(self) -> None:
+        """Have the lease run for longer; errors as in :meth:`admit`."""
+        self._lease.renew(self._mine, seconds=self._seconds)
+
+    def release(self) -> None:
+        """Give the lease back."""
+        self._lease.release(self._mine)
+
+
+class Lineage:
+    """The lease of one model key.
+
+    Args:
+        lease: Where it is kept.
+        seconds: A holder that is not heard of for so long is given up.
+        wait_s: How long to wait for another holder.
+    """
+
+    def __init__(self, lease: LeaseObject, *, seconds: float, wait_s: float) -> None:
+        self._lease = lease
+        self.seconds = seconds
+        self._wait_s = wait_s
+
+    def capped(self, seconds: float) -> "Lineage":
+        """The same with at most so long a lease."""
+        return Lineage(self._lease, seconds=min(seconds, self.seconds), wait_s=self._wait_s)
+
+    def waiting(self, wait_s: float) -> "Lineage":
+        """The same with another patience."""
+        return Lineage(self._lease, seconds=self.seconds, wait_s=wait_s)
+
+    @contextlib.contextmanager
+    def held(self, run: str, *, release: bool) -> Iterator[LineageFence]:
+        """Hold the key for one step of a run.
+
+        Args:
+            run: Name of the run, the same in all of its steps and attempts and in no other run.
+            release: Whether to give it back afterwards, as the last step does.
+
+        Yields:
+            The fence.
+
+        Raises:
+            LeaseHeldError: Another run held it all the while.
+            TransientError: The lease's store cannot be reached.
+        """
+        mine = self._lease.take(holder_name(run), seconds=self.seconds, wait_s=self._wait_s, going_on=True)
+        fence = LineageFence(self._lease, mine, self.seconds)
+        ended = threading.Event()
+        beat = threading.Thread(target=self._beat, args=(fence, ended), name="lineage-lease", daemon=True)
+        beat.start()
+        try:
+            yield fence
+        finally:
+            ended.set()
+            beat.join()
+            if release:
+                # A lease that cannot be given back runs out by itself; what went wrong before is the news.
+                with contextlib.suppress(TransientError):
+                    fence.release()
+
+    def holder(self, *, now: Clock = utc_now) -> str:
+        """Name of the run that holds the key; empty where none does."""
+        lease = self._lease.read()
+        return "" if lease is None or not lease.holder or lease.expiry <= now() else called(lease.holder)
+
+    def _beat(self, fence: LineageFence, ended: threading.Event) -> None:
+        while not ended.wait(self.seconds / 3):
+            try:
+                fence.renew()
+            except StaleLeaseError as error:
+                logger.warning("%s; what this run would write from now on is refused", error)
+                return
+            except TransientError as error:
+                logger.warning("the lease could not be renewed, trying again: %s", error)
+
+
+def open_lineage(
+    key: ModelKey, *, work_dir: str, promote: PromoteSettings, schedule: ScheduleSettings, clock: Clock = utc_now
+) -> Lineage:
+    """The lease of a key, which lies beside its ledger.
+
+    Args:
+        key: The key.
+        work_dir: The ledger is there where the settings name no other place.
+        promote: Where the ledger is.
+        schedule: How long the lease holds, and how long to wait for it.
+        clock: The holder's clock.
+
+    Returns:
+        The lease; nothing is read or made yet.
+
+    Raises:
+        InputError: The ledger's address is of no known kind.
+    """
+    storage = open_storage(ledger_of(work_dir, promote), endpoint_url=promote.ledger_endpoint_url)
+    lease = LeaseObject(storage, f"{key.registered_model}/lineage.json", clock=clock)
+    return Lineage(lease, seconds=schedule.lease_s, wait_s=schedule.lease_wait_s)

@@ -1,0 +1,1 @@
+"""Servers on loopback: Airflow, PostgreSQL, S3 and MLflow, each a process of this machine."""

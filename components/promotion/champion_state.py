@@ -1,0 +1,176 @@
+"""Who is what, by the ledger: read entry by entry, so that it can be told for any moment."""
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from components.adapters.ledger import Entry
+from components.adapters.mlflow.aliases import ANCHOR_ALIAS, CHALLENGER_ALIAS, PREVIOUS_ALIAS
+
+__all__ = ["ROLES", "Standing", "alias_plan", "spoken", "standing_at", "standing_of"]
+
+ROLES = ("champion", "previous", "anchor", "challenger")
+"""What a version can be; a commit entry says it of each in its body."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """What the ledger says of a key."""
+
+    champion: int | None = None
+    previous: int | None = None
+    """Where a roll-back would go: the champion before the present one, roll-backs undone."""
+    anchor: int | None = None
+    line: tuple[int, ...] = ()
+    """The champions in order, without those that were rolled back."""
+    carried: frozenset[int] = frozenset()
+    """Every version that ever was champion, previous, anchor or challenger."""
+    commits: Mapping[int, Entry] = field(default_factory=dict)
+    """Version -> the entry that first made it champion."""
+    frozen: Entry | None = None
+    """The entry since which nothing is promoted by itself."""
+    open_intent: Entry | None = None
+    """An intent that was neither committed nor aborted: its writer is at it, or died."""
+    last_commit: Entry | None = None
+    challenge: Entry | None = None
+    """The entry that made the present challenger one; ``None`` where there is none."""
+    shadows: tuple[Entry, ...] = ()
+    """The nights on which the present challenger was scored beside the champion."""
+    dropped: Mapping[int, Entry] = field(default_factory=dict)
+    """Version -> the entry by which it ceased to be challenger without becoming champion."""
+
+    @property
+    def challenger(self) -> int | None:
+        """The version that is scored beside the champion."""
+        return None if self.challenge is None else int(self.challenge.body["version"])
+
+    @property
+    def were_champion(self) -> frozenset[int]:
+        """Every version that ever was champion."""
+        return frozenset(self.commits) | frozenset(self.line)
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether the latest change of champion is a roll-back after which promotion is still frozen."""
+        last = self.last_commit
+        return self.frozen is not None and last is not None and last.body["action"] == "rollback"
+
+    @property
+    def bootstrapped(self) -> bool:
+        """Whether there ever was a champion."""
+        return self.last_commit is not None
+
+    @property
+    def break_glass(self) -> Entry | None:
+        """The entry by which people let the champion in without the gate; ``None`` where the gate did."""
+        entry = None if self.champion is None else self.commits.get(self.champion)
+        return entry if entry is not None and entry.body["action"] == "break-glass" else None
+
+    def overruled(self) -> str:
+        """How the glass was broken for the champion, in words; empty where it was not."""
+        entry = self.break_glass
+        if entry is None:
+            return ""
+        body = entry.body
+        verdict = body["record"]["break_glass"]["overruled"]["verdict"]
+        return (
+            f"version {body['champion']} was let in by {body['by']} over a verdict of {verdict}, {entry.at[:16]}Z, "
+            f"entry {entry.seq}: {body['reason']}"
+        )
+
+    def aliases(self, champion_alias: str) -> dict[str, int | None]:
+        """Where the registry's aliases belong."""
+        plan = alias_plan({role: getattr(self, role) for role in ROLES[:3]}, champion_alias)
+        return plan | {CHALLENGER_ALIAS: self.challenger}
+
+    def frozen_because(self) -> str:
+        """The freeze in words; empty where there is none."""
+        if self.frozen is None:
+            return ""
+        body = self.frozen.body
+        return f"{body['reason']} (by {body['by']}, {self.frozen.at[:16]}Z, entry {self.frozen.seq})"
+
+    def after(self, champion: int, *, action: str, anchor: int | None) -> dict[str, Any]:
+        """What a move of ``champion`` would make of the aliases: the part of an intent that says where they go."""
+        line = _moved(self.line, champion, action)
+        return {
+            "action": action,
+            "from": self.champion,
+            "champion": champion,
+            "previous": line[-2] if len(line) > 1 else None,
+            "anchor": anchor,
+        }
+
+
+def alias_plan(where: Mapping[str, Any], champion_alias: str) -> dict[str, int | None]:
+    """Alias -> version of an intent, a commit or a standing; the champion's comes last, as it is the one served."""
+    return {PREVIOUS_ALIAS: where["previous"], ANCHOR_ALIAS: where["anchor"], champion_alias: where["champion"]}
+
+
+def spoken(version: int | None) -> str:
+    """A champion in words."""
+    return "no version" if version is None else f"version {version}"
+
+
+def standing_of(entries: Iterable[Entry]) -> Standing:
+    """Read the entries in order."""
+    standing = Standing()
+    for entry in entries:
+        standing = _READERS[entry.kind](standing, entry)
+    return standing
+
+
+def standing_at(entries: Iterable[Entry], moment: dt.datetime) -> Standing:
+    """What the ledger said at a moment, with its zone."""
+    return standing_of(entry for entry in entries if entry.time <= moment)
+
+
+def _moved(line: tuple[int, ...], champion: int, action: str) -> tuple[int, ...]:
+    if action == "rollback" and champion in line:
+        return line[: line.index(champion) + 1]
+    return (*line, champion)
+
+
+def _commit(standing: Standing, entry: Entry) -> Standing:
+    body = entry.body
+    champion, action = int(body["champion"]), str(body["action"])
+    line = _moved(standing.line, champion, action)
+    if action == "adopt" and body["previous"] is not None:
+        line = (int(body["previous"]), champion)
+    return replace(
+        standing,
+        champion=champion,
+        previous=body["previous"],
+        anchor=body["anchor"],
+        line=line,
+        carried=standing.carried | {int(body[role]) for role in ROLES if body.get(role) is not None},
+        commits=dict(standing.commits) | ({} if champion in standing.commits else {champion: entry}),
+        # Whoever takes a model back does not want the next night to bring it again.
+        frozen=entry if action == "rollback" else standing.frozen,
+        open_intent=None,
+        last_commit=entry,
+        challenge=None if champion == standing.challenger else standing.challenge,
+        shadows=() if champion == standing.challenger else standing.shadows,
+    )
+
+
+def _challenge(standing: Standing, entry: Entry) -> Standing:
+    return replace(standing, challenge=entry, shadows=(), carried=standing.carried | {int(entry.body["version"])})
+
+
+def _drop(standing: Standing, entry: Entry) -> Standing:
+    dropped = dict(standing.dropped) | {int(entry.body["version"]): entry}
+    return replace(standing, challenge=None, shadows=(), dropped=dropped)
+
+
+_READERS: dict[str, Callable[[Standing, Entry], Standing]] = {
+    "intent": lambda standing, entry: replace(standing, open_intent=entry),
+    "commit": _commit,
+    "abort": lambda standing, _: replace(standing, open_intent=None),
+    "freeze": lambda standing, entry: replace(standing, frozen=entry),
+    "unfreeze": lambda standing, _: replace(standing, frozen=None),
+    "challenge": _challenge,
+    "shadow": lambda standing, entry: replace(standing, shadows=(*standing.shadows, entry)),
+    "drop": _drop,
+}

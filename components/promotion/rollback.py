@@ -1,0 +1,140 @@
+"""Roll back: an earlier champion serves again, and nothing is promoted until somebody says so.
+
+The target must have been champion before, be complete in the registry, be the package that was promoted then, and load
+in a clean process. Where the default target is asked for twice, the second call finds the first one's work: to go
+further back, the version must be named.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from components.adapters.lease import Clock, utc_now
+from components.config import MlflowSettings, PromoteSettings
+from components.core.contracts import ModelKey, RollbackRef
+from components.core.errors import InputError, TransientError
+from components.promotion.alias_transaction import Desk, HeldDesk, open_desk
+from components.promotion.champion_state import Standing, spoken
+from components.promotion.registration import check_version
+
+__all__ = ["RollbackInputs", "rollback"]
+
+_WAIT_S = 45.0
+"""Longer than a dead holder's lease, shorter than the minute that a roll-back may take."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RollbackInputs:
+    """Whose model is taken back, to which version, by whom and why."""
+
+    key: ModelKey
+    work_dir: str
+    mlflow: MlflowSettings
+    settings: PromoteSettings
+    reason: str
+    by: str
+    to: int | None = None
+    """The version; ``None``: the champion before the present one, by the ledger."""
+
+    def __post_init__(self) -> None:
+        for name in ("reason", "by"):
+            if not getattr(self, name).strip():
+                raise InputError(f"{name} must not be empty")
+
+
+def rollback(inputs: RollbackInputs, *, clock: Clock = utc_now) -> RollbackRef:
+    """Move the champion's alias back and freeze promotion.
+
+    Args:
+        inputs: What, by whom and why.
+        clock: The clock of the lease and of the ledger's entries.
+
+    Returns:
+        What happened: ``ROLLED_BACK``, or ``ALREADY_THERE`` where nothing had to be moved.
+
+    Raises:
+        InputError: The target was never champion, is gone, altered, or does not load; nothing is moved.
+        TransientError: MLflow or the ledger cannot be reached, another holds the lease for long, or the champion
+            changed meanwhile.
+    """
+    desk = open_desk(inputs.key, work_dir=inputs.work_dir, mlflow=inputs.mlflow, settings=inputs.settings, clock=clock)
+    what = f"rollback by {inputs.by}"
+    with desk.held(what, wait_s=_WAIT_S) as held:
+        seen = held.standing
+        target = _target(inputs, seen)
+        if _is_there(held, target):
+            return _already_there(inputs, seen, target)
+    # Without the lease: to fetch a package and to load it may take longer than it lasts.
+    _check(desk, seen, target)
+    with desk.held(what, wait_s=_WAIT_S) as held:
+        standing = held.standing
+        if (standing.champion, _target(inputs, standing)) != (seen.champion, target):
+            raise TransientError(
+                f"the champion of {inputs.key.registered_model} changed from {spoken(seen.champion)} to "
+                f"{spoken(standing.champion)} meanwhile; look at it and run this again"
+            )
+        first = standing.commits[target]
+        record = dict(first.body["record"]) | {"promoted_by_entry": first.seq}
+        held.move(target, action="rollback", anchor=standing.anchor, by=inputs.by, reason=inputs.reason, record=record)
+    return RollbackRef(
+        outcome="ROLLED_BACK",
+        name=inputs.key.registered_model,
+        champion_version=target,
+        from_version=seen.champion,
+        detail=f"version {target} serves again instead of {spoken(seen.champion)}; promotion is frozen",
+    )
+
+
+def _target(inputs: RollbackInputs, standing: Standing) -> int:
+    name = inputs.key.registered_model
+    if standing.champion is None:
+        raise InputError(f"{name} has no champion to roll back from")
+    if inputs.to is not None:
+        if inputs.to not in standing.were_champion:
+            known = ", ".join(str(version) for version in sorted(standing.were_champion))
+            raise InputError(f"version {inputs.to} was never champion of {name}; versions that were: {known}")
+        return inputs.to
+    if standing.rolled_back:
+        return standing.champion
+    if standing.previous is None:
+        raise InputError(f"{name} has no champion before version {standing.champion} to go back to")
+    return standing.previous
+
+
+def _is_there(held: HeldDesk, target: int) -> bool:
+    return held.standing.champion == target and target not in held.lost
+
+
+def _already_there(inputs: RollbackInputs, standing: Standing, target: int) -> RollbackRef:
+    detail = f"version {target} is the champion already"
+    last = standing.last_commit
+    if last is not None and standing.rolled_back:
+        detail += f": {last.body['by']} took it back from version {last.body['from']} at {last.at[:16]}Z"
+        if standing.previous is not None and inputs.to is None:
+            detail += f"; to go further back, name the version: --to {standing.previous}"
+    return RollbackRef(
+        outcome="ALREADY_THERE",
+        name=inputs.key.registered_model,
+        champion_version=target,
+        from_version=None,
+        detail=detail,
+    )
+
+
+def _record(standing: Standing, version: int) -> dict[str, Any]:
+    """What is known of a former champion; nothing of one that was replaced before there was a ledger."""
+    first = standing.commits.get(version)
+    return {} if first is None else dict(first.body["record"]) | {"promoted_by_entry": first.seq}
+
+
+def _check(desk: Desk, standing: Standing, target: int) -> None:
+    """The version is complete, is what was promoted then, and loads."""
+    desk.registry.version(desk.key, target)
+    record = _record(standing, target)
+    registered = (desk.board.version_tags(target) or {}).get("stlm.package_digest")
+    if record.get("package_digest") not in (None, registered):
+        raise InputError(
+            f"version {target} of {desk.key.registered_model} is package {registered}, promoted was "
+            f"{record['package_digest']}"
+        )
+    # A champion of before may hold no recorded scores; whoever needs it back needs it now.
+    check_version(desk, target, scores_needed=False)

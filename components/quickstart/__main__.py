@@ -1,0 +1,5 @@
+"""``python -m components.quickstart``: make the quick start's data."""
+
+from components.quickstart import main
+
+raise SystemExit(main())

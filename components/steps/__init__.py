@@ -1,0 +1,1 @@
+"""Steps of a night: one folder each, whose ``step.py`` is a function from typed inputs to typed outputs."""

@@ -1,0 +1,1 @@
+"""Step ``collect``; its face is ``step.py``."""

@@ -1,0 +1,1 @@
+"""Step ``evaluate``; its face is ``step.py``."""

@@ -1,0 +1,1 @@
+"""Step ``export``; its face is ``step.py``."""

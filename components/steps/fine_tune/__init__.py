@@ -1,0 +1,1 @@
+"""Step ``fine_tune``; its face is ``step.py``."""

@@ -1,0 +1,1 @@
+"""Step ``gate``; its face is ``step.py``."""

@@ -1,0 +1,1 @@
+"""Step ``notify``; its face is ``step.py``."""

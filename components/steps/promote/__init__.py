@@ -1,0 +1,1 @@
+"""Step ``promote``; its face is ``step.py``."""

@@ -1,0 +1,1 @@
+"""Step ``report``; its face is ``step.py``."""

@@ -1,0 +1,1 @@
+"""Step ``shadow``; its face is ``step.py``."""

@@ -1,0 +1,1 @@
+"""Step ``validate``; its face is ``step.py``."""

@@ -1,0 +1,61 @@
+"""Duplicates: within the night, of what earlier nights accepted, and of the golden set (leakage)."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from stlm.data.facts import nearest_hashes
+
+__all__ = ["find_doubles"]
+
+_PLACES = ("night", "history", "golden")
+
+
+def find_doubles(images: pd.DataFrame, history: pd.DataFrame, golden: pd.DataFrame, *, max_bits: int) -> pd.DataFrame:
+    """Say of whom each image is a double; the first of two in the night stays.
+
+    Args:
+        images: Columns ``image``, ``sha256`` and ``hash``, in the order in which they count.
+        history: The same columns: earlier nights.
+        golden: The same columns: the golden set.
+        max_bits: Hashes this far apart are still near duplicates.
+
+    Returns:
+        Columns ``same_in_*`` and ``near_in_*`` for night, history and golden, with the double's name or null; rows
+        as in ``images``. An exact double is not called a near one as well.
+    """
+    found = pd.DataFrame(
+        {f"{how}_in_{place}": pd.Series(None, index=images.index, dtype=object)
+         for how in ("same", "near") for place in _PLACES}
+    )  # fmt: skip
+    for place, known in (("history", history), ("golden", golden)):
+        names = dict(zip(known["sha256"], known["image"], strict=True))
+        found[f"same_in_{place}"] = _objects(images, [names.get(sha256) for sha256 in images["sha256"]])
+        unclear = images[found[f"same_in_{place}"].isna()]
+        found.loc[unclear.index, f"near_in_{place}"] = _objects(unclear, _nearest(unclear, known, max_bits))
+    first: dict[str, str] = {}
+    kept: list[int] = []
+    for row, image in enumerate(images.itertuples(index=False)):
+        label = images.index[row]
+        twin = first.setdefault(str(image.sha256), str(image.image))
+        if twin != image.image:
+            found.loc[label, "same_in_night"] = twin
+        elif kept and (double := _nearest(images.iloc[[row]], images.iloc[kept], max_bits)[0]) is not None:
+            found.loc[label, "near_in_night"] = double
+        else:
+            kept.append(row)
+    return found
+
+
+def _objects(images: pd.DataFrame, values: Sequence[str | None]) -> pd.Series:
+    return pd.Series(list(values), index=images.index, dtype=object)
+
+
+def _nearest(images: pd.DataFrame, known: pd.DataFrame, max_bits: int) -> list[str | None]:
+    if images.empty or known.empty:
+        return [None] * len(images)
+    nearest, bits = nearest_hashes(list(images["hash"]), list(known["hash"]))
+    return [
+        str(known["image"].iloc[index]) if apart <= max_bits else None
+        for index, apart in zip(nearest, bits, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Step ``version``; its face is ``step.py``."""
