@@ -10,7 +10,8 @@ beside what serves (see "Backfill" in the README): they never move ``champion``,
 night first. One run at a time holds the model key: a nightly run that does not get it in time is skipped.
 
 Where the key has approvers, the task ``approve`` asks them between gate and promotion; where it has shadow nights, the
-step ``shadow`` scores the challenger beside the champion. Where somebody is to be told, ``notify`` comes last.
+step ``shadow`` scores the challenger beside the champion before the night's own candidate is trained. Where somebody is
+to be told, ``notify`` comes last.
 """
 
 import datetime as dt
@@ -186,15 +187,16 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         collected = collect()
         dataset = version(collected)
         validation = validate(dataset)
+        shadowed = [_shadow(step, config, model)(dataset, validation)] if model.shadow_nights else []
         candidate = fine_tune(dataset, validation)
+        # Two steps of one run cannot hold the key at once: the later one would take the other's fence. And a verdict
+        # is stale where the challenger takes over, so it comes before the night's own candidate.
+        shadowed >> candidate
         evaluation = evaluate(candidate, validation)
         package = export(candidate, evaluation, validation)
         decision = gate(evaluation, package)
         approval = _approval(config.schedule, model, package, decision) if model.approvers else None
         promotion = promote(package, decision, dataset, validation, evaluation, candidate, approval)
-        shadowed = [_shadow(step, config, model)(dataset, validation)] if model.shadow_nights else []
-        # Before the night's own candidate, whose verdict is stale where the challenger takes over.
-        shadowed >> promotion
         page = _report(step, config, model)(
             collected,
             dataset,

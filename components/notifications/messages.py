@@ -1,7 +1,7 @@
 """What is said: one message of a night, the same words for machines and for people."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from components.core.contracts import Contract, GateDecision, Reason, RunRef, Verdict, digest_of
@@ -38,8 +38,11 @@ class Message(Contract):
 
     @property
     def id(self) -> str:
-        """The same for the same news: a receiver that has it may drop a second one."""
-        return digest_of(self)[:32]
+        """The same for the same news: a receiver that has it may drop a second one.
+
+        Who serves and where the page lies are not the news, and MLflow may be away when they are asked for.
+        """
+        return digest_of(replace(self, champion=None, page="", page_uri=""))[:32]
 
 
 def night_message(

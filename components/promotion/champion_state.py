@@ -52,9 +52,9 @@ class Standing:
 
     @property
     def rolled_back(self) -> bool:
-        """Whether the latest change of champion is a roll-back after which promotion is still frozen."""
+        """Whether the latest change of champion is a roll-back whose own freeze still holds."""
         last = self.last_commit
-        return self.frozen is not None and last is not None and last.body["action"] == "rollback"
+        return last is not None and last.body["action"] == "rollback" and self.frozen == last
 
     @property
     def bootstrapped(self) -> bool:

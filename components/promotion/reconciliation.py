@@ -1,6 +1,6 @@
 """Aliases and tags of a registered model put where the ledger says, by whoever looks; that needs no lease."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from components.adapters.mlflow.aliases import (
 from components.core.errors import InputError, TransientError
 from components.promotion.champion_state import Standing, spoken, standing_of
 
-__all__ = ["Settled", "adopted", "settle"]
+__all__ = ["Settled", "adopted", "record_from_tags", "settle"]
 
 _TRIES = 10
 
@@ -110,14 +110,6 @@ def adopted(board: AliasBoard, posted: Posted, serving: int) -> dict[str, Any]:
     Raises:
         TransientError: MLflow cannot be reached.
     """
-    tags = board.version_tags(serving) or {}
-    record = {
-        "partition": tags.get(PROMOTED_TAG),
-        "candidate_key": tags.get("stlm.candidate_key"),
-        "package_digest": tags.get("stlm.package_digest"),
-        "golden_digest": tags.get("stlm.golden_digest"),
-        "tags": tags,
-    }
     return {
         "action": "adopt",
         "from": None,
@@ -126,5 +118,16 @@ def adopted(board: AliasBoard, posted: Posted, serving: int) -> dict[str, Any]:
         "anchor": posted.aliases.get(ANCHOR_ALIAS, serving),
         "by": "reconcile",
         "reason": "it was champion before there was a ledger",
-        "record": record,
+        "record": record_from_tags(board.version_tags(serving) or {}),
+    }
+
+
+def record_from_tags(tags: Mapping[str, str]) -> dict[str, Any]:
+    """The record of a champion that no entry of the ledger tells of, from the tags of its version."""
+    return {
+        "partition": tags.get(PROMOTED_TAG),
+        "candidate_key": tags.get("stlm.candidate_key"),
+        "package_digest": tags.get("stlm.package_digest"),
+        "golden_digest": tags.get("stlm.golden_digest"),
+        "tags": dict(tags),
     }

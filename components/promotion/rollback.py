@@ -14,6 +14,7 @@ from components.core.contracts import ModelKey, RollbackRef
 from components.core.errors import InputError, TransientError
 from components.promotion.alias_transaction import Desk, HeldDesk, open_desk
 from components.promotion.champion_state import Standing, spoken
+from components.promotion.reconciliation import record_from_tags
 from components.promotion.registration import check_version
 
 __all__ = ["RollbackInputs", "rollback"]
@@ -72,8 +73,7 @@ def rollback(inputs: RollbackInputs, *, clock: Clock = utc_now) -> RollbackRef:
                 f"the champion of {inputs.key.registered_model} changed from {spoken(seen.champion)} to "
                 f"{spoken(standing.champion)} meanwhile; look at it and run this again"
             )
-        first = standing.commits[target]
-        record = dict(first.body["record"]) | {"promoted_by_entry": first.seq}
+        record = _record(desk, standing, target)
         held.move(target, action="rollback", anchor=standing.anchor, by=inputs.by, reason=inputs.reason, record=record)
     return RollbackRef(
         outcome="ROLLED_BACK",
@@ -120,16 +120,18 @@ def _already_there(inputs: RollbackInputs, standing: Standing, target: int) -> R
     )
 
 
-def _record(standing: Standing, version: int) -> dict[str, Any]:
-    """What is known of a former champion; nothing of one that was replaced before there was a ledger."""
+def _record(desk: Desk, standing: Standing, version: int) -> dict[str, Any]:
+    """What is known of a former champion; of one that was replaced before there was a ledger, what MLflow knows."""
     first = standing.commits.get(version)
-    return {} if first is None else dict(first.body["record"]) | {"promoted_by_entry": first.seq}
+    if first is None:
+        return record_from_tags(desk.board.version_tags(version) or {})
+    return dict(first.body["record"]) | {"promoted_by_entry": first.seq}
 
 
 def _check(desk: Desk, standing: Standing, target: int) -> None:
     """The version is complete, is what was promoted then, and loads."""
     desk.registry.version(desk.key, target)
-    record = _record(standing, target)
+    record = _record(desk, standing, target)
     registered = (desk.board.version_tags(target) or {}).get("stlm.package_digest")
     if record.get("package_digest") not in (None, registered):
         raise InputError(

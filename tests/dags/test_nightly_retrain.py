@@ -1,6 +1,7 @@
 """The wiring: what depends on what, when it runs, and what reading the file costs."""
 
 import datetime as dt
+import itertools
 import json
 import os
 import subprocess
@@ -64,8 +65,29 @@ def test_a_challenger_is_scored_before_the_nights_own_candidate_comes_up(tmp_pat
     config = load_config(path)
     dag = nightly_retrain(config, config.models[0])
     assert dag.task_dict["shadow"].upstream_task_ids == {"version", "validate"}
-    assert dag.task_dict["shadow"].downstream_task_ids == {"promote", "report"}
+    assert dag.task_dict["shadow"].downstream_task_ids == {"fine_tune", "report"}
     assert dag.task_dict["shadow"].pool == "promotion"
+
+
+@pytest.mark.parametrize(
+    "settings", ["", "shadow_nights = 2", 'approvers = ["ada"]', 'shadow_nights = 2\napprovers = ["ada"]']
+)
+def test_of_two_steps_that_hold_the_key_one_always_waits_for_the_other(tmp_path: Path, settings: str) -> None:
+    path = make_tiny_world(tmp_path).config_path
+    path.write_text(path.read_text().replace('recipe = "tiny"', f'recipe = "tiny"\n{settings}'))
+    config = load_config(path)
+    dag = nightly_retrain(config, config.models[0])
+    holders = [task for task in dag.tasks if task.task_id in {*STEPS, "shadow"}]
+
+    together = [
+        (one.task_id, other.task_id)
+        for one, other in itertools.combinations(holders, 2)
+        if other.task_id not in one.get_flat_relative_ids(upstream=True)
+        and one.task_id not in other.get_flat_relative_ids(upstream=True)
+    ]
+
+    assert len(holders) == len(STEPS) + ("shadow" in settings)
+    assert together == []
 
 
 def test_a_candidate_that_did_not_pass_is_not_asked_about(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class S3Storage:
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-            if code in ("NoSuchKey", "404"):
+            if code in _MISSING:
                 raise InputError(f"{where} does not exist, expected a file") from error
             if code in _TRANSIENT_CODES or status >= 500:
                 raise TransientError(f"{where}: {error}") from error
@@ -108,7 +108,7 @@ class S3Storage:
             with self._errors(f"{self.uri}/{name}"):
                 self._client.head_object(Bucket=self._bucket, Key=self._key(name))
         except InputError as error:
-            if isinstance(error.__cause__, ClientError) and "404" in str(error.__cause__):
+            if _code(error) in _MISSING:
                 return False
             raise
         return True

@@ -133,7 +133,8 @@ def _together(job: TrainingJob, parts: int) -> tuple[AnomalyModel, FitResult]:
     logger.info("training processes=%d parts=%d", count, parts)
     process = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "--max-restarts=0",
-         "-m", "components.steps.fine_tune.trainer", str(folder), str(parts), str(os.getpid())]
+         "-m", "components.steps.fine_tune.trainer", str(folder), str(parts), str(os.getpid()),
+         repr(psutil.Process().create_time())]
     )  # fmt: skip
     try:
         with _on_sigterm(process.terminate):  # torchrun hands it to the processes that train
@@ -214,10 +215,10 @@ def _save_on_sigterm(checkpointer: Checkpointer) -> Iterator[None]:
         raise TransientError(f"training was asked to stop; {checkpointer.path} holds its state") from error
 
 
-def main(folder: str, parts: str, owner: str) -> int:
+def main(folder: str, parts: str, owner: str, owner_created: str) -> int:
     """One of the processes; the exit code."""
     job = from_json(TrainingJob, json.loads((Path(folder) / _JOB).read_text(encoding="utf-8")), where=_JOB)
-    threading.Thread(target=_end_with, args=(int(owner),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(int(owner), float(owner_created)), daemon=True).start()
     try:
         on_gpus = device_of(job.settings).type == "cuda"
         distributed.init_process_group("nccl" if on_gpus else "gloo", timeout=_PATIENCE)
@@ -238,10 +239,17 @@ def main(folder: str, parts: str, owner: str) -> int:
     return 0
 
 
-def _end_with(owner: int) -> None:
-    """Train for nobody: whoever began anew would work in the same folder."""
-    while psutil.pid_exists(owner):
-        time.sleep(1)
+def _end_with(owner: int, created: float) -> None:
+    """Do not outlive the process that wants the training: whoever began anew would work in the same folder.
+
+    Args:
+        owner: Its id, which another process may have after it.
+        created: When it was made, which tells it from that one.
+    """
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(owner)
+        while process.create_time() == created and process.is_running():
+            time.sleep(1)
     os._exit(1)
 
 

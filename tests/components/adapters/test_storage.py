@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,25 @@ def _at_once(tasks: list[Callable[[], bool]]) -> list[bool]:
 
     with ThreadPoolExecutor(max_workers=len(tasks)) as pool:
         return list(pool.map(run, tasks))
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """A server that says no, with another reason than that there is nothing."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(403, "signature 404 is not known")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        del args
+
+
+def test_a_refusal_whose_words_hold_404_is_not_taken_for_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        storage = open_storage("s3://bucket", endpoint_url=f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(InputError, match="403"):
+            storage.exists("manifest.json")
+        server.shutdown()

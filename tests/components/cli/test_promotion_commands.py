@@ -136,6 +136,39 @@ def test_what_was_rolled_back_can_be_named_again(console: Console) -> None:
     assert getpass.getuser() in console.run("status")[1]
 
 
+def test_a_roll_back_after_the_freeze_of_the_first_one_was_lifted_goes_further_back(console: Console) -> None:
+    package = console.client.get_model_version(NAME, "1")
+    console.client.create_model_version(NAME, str(package.source), run_id=package.run_id, tags=dict(package.tags))
+    make_champion(console.desk, 3, partition="2026-03-03", package_digest=package.tags["stlm.package_digest"])
+    assert "version 2 serves again" in console.run("rollback", "--reason", "false alarms")[1]
+    console.run("unfreeze", "--reason", "lamp replaced")
+    console.run("freeze", "--reason", "new camera")
+
+    code, out, _ = console.run("rollback", "--reason", "false alarms once more")
+
+    assert code == 0
+    assert "version 1 serves again instead of version 2" in out
+
+
+def test_a_roll_back_goes_to_a_champion_from_before_there_was_a_ledger(console: Console) -> None:
+    shutil.rmtree(console.ledger)
+    for tag in ("stlm.ledger_head", "stlm.last_champion"):
+        console.client.delete_registered_model_tag(NAME, tag)
+    console.client.set_model_version_tag(NAME, "1", "stlm.promoted_at_partition", "2026-03-01")
+    assert console.aliases == {"champion": 2, "previous": 1, "anchor": 1}
+
+    code, out, _ = console.run("rollback", "--reason", "false alarms", "--by", "Ada")
+
+    assert code == 0
+    assert "version 1 serves again instead of version 2" in out
+    assert console.aliases == {"champion": 1, "anchor": 1}
+    _, out, _ = console.run("ledger", "show", "3")
+    record = json.loads(out)["body"]["record"]
+    assert record["partition"] == "2026-03-01"
+    assert record["package_digest"] == console.client.get_model_version(NAME, "1").tags["stlm.package_digest"]
+    assert console.run("ledger", "verify")[0] == 0
+
+
 def test_a_freeze_is_written_down_once_and_lifted(console: Console) -> None:
     for _ in range(2):
         assert console.run("freeze", "--reason", "new camera", "--by", "Ada")[0] == 0

@@ -15,6 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from mlflow import MlflowClient
 
 from components.cli.doctor import _secrets as _doctor_secrets
 from components.cli.problem import ProblemError
@@ -130,6 +131,27 @@ def test_a_message_is_sent_once_and_again_only_when_there_is_other_news(tmp_path
         assert len(web.bodies) == 1
         tell(ended(tmp_path, "2026-03-01", "REJECTED"), settings(web))
     assert [json.loads(body)["outcome"] for body in web.bodies] == ["PROMOTED", "REJECTED"]
+
+
+def test_the_same_news_is_sent_once_although_mlflow_was_away_at_first(tmp_path: Path) -> None:
+    run = ended(tmp_path, "2026-03-01", "PROMOTED")
+    away = MlflowSettings(tracking_uri="http://127.0.0.1:9", artifact_root="")
+    uri = mlflow_of(run).tracking_uri
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.create_registered_model(KEY.registered_model)
+    version = client.create_model_version(KEY.registered_model, source=str(tmp_path))
+    client.set_registered_model_alias(KEY.registered_model, "champion", version.version)
+    with web_server() as web:
+        without = notify(
+            NotifyInputs(run=run, failures=(), mlflow=away, champion_alias="champion", settings=settings(web))
+        )
+        told = tell(run, settings(web))
+
+    assert len(web.bodies) == 1
+    assert json.loads(web.bodies[0])["champion"] is None
+    assert without.message_id == told.message_id
+    assert replace(SAID, champion=None).id == SAID.id
+    assert replace(SAID, outcome="FAILED").id != SAID.id
 
 
 def test_a_delivery_is_tried_again_under_the_same_id(tmp_path: Path) -> None:

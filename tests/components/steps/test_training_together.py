@@ -20,6 +20,7 @@ from components.core.atomic_files import write_json
 from components.core.contracts import CandidateRef
 from components.core.errors import EXIT_TRANSIENT_ERROR, InputError
 from components.core.step_runner import step_dir
+from components.local_stack.airflow_env import repository_root
 from components.steps.fine_tune.step import FineTuneInputs, fine_tune
 from stlm.models.registry import load_model
 from tests.components.steps.test_fine_tune import champion_from, inputs_for
@@ -137,6 +138,15 @@ def _workers(folder: Path) -> list[int]:
         if str(folder) in words and process.status() != psutil.STATUS_ZOMBIE:
             found.append(process.pid)
     return found
+
+
+def test_a_process_does_not_train_on_for_another_one_that_got_its_owners_id() -> None:
+    owner = psutil.Process()
+    watch = "import sys; from components.steps.fine_tune.trainer import _end_with; _end_with(int(sys.argv[1]), 1.0)"
+
+    done = subprocess.run([sys.executable, "-c", watch, str(owner.pid)], timeout=60, check=False, cwd=repository_root())
+
+    assert done.returncode == 1
 
 
 def test_bfloat16_learns_like_float32(alone: FineTuneInputs) -> None:
