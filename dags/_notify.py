@@ -40,7 +40,6 @@ def notify_task(config: PipelineConfig, model: ModelSettings) -> Any:
             run=run,
             failures=failures_of(run, (*BEFORE_REPORT, "report")),
             mlflow=config.mlflow,
-            champion_alias=config.promote.alias,
             alerts=config.alerts,
             settings=config.notify,
         )

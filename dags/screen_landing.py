@@ -41,7 +41,6 @@ def screen_landing(config: PipelineConfig, model: ModelSettings) -> DAG:
                 run=run,
                 landing=settings.intake,
                 s3_endpoint_url=paths.s3_endpoint_url,
-                settings=config.collect,
             )
         )
 
@@ -61,7 +60,6 @@ def screen_landing(config: PipelineConfig, model: ModelSettings) -> DAG:
                 map="auto",
                 settings=settings,
                 max_pixels=config.validate.max_pixels,
-                champion_alias=config.promote.alias,
             )
         )
 

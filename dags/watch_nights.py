@@ -58,7 +58,6 @@ def watch_nights(config: PipelineConfig) -> DAG:
                     run=RunRef(key=model.key, partition=night, work_dir=config.paths.work_dir),
                     deadline=f"{day} {deadline} {schedule.timezone}",
                     mlflow=config.mlflow,
-                    champion_alias=config.promote.alias,
                     alerts=config.alerts,
                     settings=config.notify,
                 )

@@ -14,8 +14,10 @@ from components.adapters.storage.base import Storage
 from components.core.contracts import Contract, ModelKey, canonical_json
 from components.core.errors import InputError, shorten
 
-__all__ = ["LotImage", "LotManifest", "deliver", "lot_manifest", "open_landing"]
+__all__ = ["MANIFEST_NAME", "LotImage", "LotManifest", "deliver", "lot_manifest", "open_landing"]
 
+MANIFEST_NAME = "manifest.json"
+"""A lot is complete when this file is there."""
 _LOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MAX_PART_BYTES = 200
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -121,8 +123,6 @@ def deliver(
     place: str,
     images: Mapping[str, Path],
     manifest: bytes | None,
-    *,
-    manifest_name: str = "manifest.json",
 ) -> None:
     """Write a lot, unless it is there already.
 
@@ -131,12 +131,11 @@ def deliver(
         place: ``<product>/<line>/<camera>/<lot>``.
         images: Name in the lot -> file.
         manifest: Written last; ``None`` for a lot that is not complete.
-        manifest_name: Its name.
 
     Raises:
         InputError: There is a lot of this name with other images.
     """
-    last = f"{place}/{manifest_name}"
+    last = f"{place}/{MANIFEST_NAME}"
     if manifest is not None and storage.exists(last):
         if storage.read(last) != manifest:
             raise InputError(f"{storage.uri}/{place} is there already with other images; name another lot with --lot")

@@ -51,7 +51,6 @@ class MasksInputs(Contract):
     map: MapOf = "auto"
     settings: ZeroShotSettings = field(default_factory=ZeroShotSettings)
     max_pixels: int = 50_000_000
-    champion_alias: str = "champion"
 
     def __post_init__(self) -> None:
         if self.defect and (not _CLASS.fullmatch(self.defect) or self.defect == GOOD):
@@ -85,7 +84,7 @@ def masks(inputs: MasksInputs) -> Review:
     listed = list_images(Path(inputs.folder), max_pixels=inputs.max_pixels)
     if not inputs.defect:
         listed = _with_classes(Path(inputs.folder), listed)
-    champion = find_champion(inputs.map, inputs.key, inputs.work_dir, inputs.mlflow, inputs.champion_alias)
+    champion = find_champion(inputs.map, inputs.key, inputs.work_dir, inputs.mlflow)
 
     def body(into: Path) -> Record:
         return _propose(inputs, listed, champion, into)

@@ -18,7 +18,7 @@ MapOf = Literal["auto", "clip", "champion"]
 """``auto``: the champion where there is one, else CLIP."""
 
 
-def find_champion(map_of: MapOf, key: ModelKey, work_dir: str, mlflow: MlflowSettings, alias: str) -> ModelRef | None:
+def find_champion(map_of: MapOf, key: ModelKey, work_dir: str, mlflow: MlflowSettings) -> ModelRef | None:
     """The champion that shall judge.
 
     Args:
@@ -26,7 +26,6 @@ def find_champion(map_of: MapOf, key: ModelKey, work_dir: str, mlflow: MlflowSet
         key: Whose champion.
         work_dir: Below it lies the cache of packages that all steps share.
         mlflow: Where the registry is; not asked for CLIP.
-        alias: The champion's alias.
 
     Returns:
         The version; ``None`` where CLIP shall judge.
@@ -37,7 +36,7 @@ def find_champion(map_of: MapOf, key: ModelKey, work_dir: str, mlflow: MlflowSet
     """
     if map_of == "clip":
         return None
-    champion = ModelRegistry(mlflow.tracking_uri, Path(work_dir) / "models").champion(key, alias)
+    champion = ModelRegistry(mlflow.tracking_uri, Path(work_dir) / "models").champion(key)
     if champion is None and map_of == "champion":
         raise InputError(f"{key.slug} has no champion whose map could be used; use --map clip")
     return champion

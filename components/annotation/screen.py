@@ -49,7 +49,6 @@ class ScreenInputs(Contract):
     map: MapOf = "auto"
     settings: ZeroShotSettings = field(default_factory=ZeroShotSettings)
     max_pixels: int = 50_000_000
-    champion_alias: str = "champion"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +77,7 @@ def screen(inputs: ScreenInputs) -> Review:
     """
     folder = Path(inputs.folder)
     listed = list_images(folder, max_pixels=inputs.max_pixels)
-    champion = find_champion(inputs.map, inputs.run.key, inputs.run.work_dir, inputs.mlflow, inputs.champion_alias)
+    champion = find_champion(inputs.map, inputs.run.key, inputs.run.work_dir, inputs.mlflow)
     pinned = {
         "inputs": inputs,
         "images": listed,

@@ -129,7 +129,7 @@ def open_night(config: PipelineConfig, model: ModelSettings, run: RunRef) -> Ope
 
 def _pin(config: PipelineConfig, run: RunRef, chain: Chain, link: Link) -> Opening:
     registry = open_registry(config.mlflow, run)
-    champion = registry.champion(run.key, config.promote.alias)
+    champion = registry.champion(run.key)
     if _opening_path(run).exists():
         before = read_opening(run)
         judged_against = None if before.champion is None else before.champion.version

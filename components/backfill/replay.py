@@ -35,7 +35,7 @@ from components.backfill.night_start import mark_gap
 from components.backfill.rescoring import OldScores, score_again
 from components.config import ModelSettings, PipelineConfig
 from components.core.atomic_files import write_json
-from components.core.contracts import Contract, ModelKey, RunRef
+from components.core.contracts import CHAMPION_ALIAS, Contract, ModelKey, RunRef
 from components.core.errors import InputError, TransientError
 from components.core.run_records import nights, read_night
 
@@ -300,7 +300,7 @@ def _champion(inputs: BackfillInputs) -> int | None:
         inputs.config.mlflow, RunRef(key=inputs.key, partition=inputs.first, work_dir=inputs.config.paths.work_dir)
     )
     posted = registry.aliases(inputs.key).read()
-    return None if posted is None else posted.aliases.get(inputs.config.promote.alias)
+    return None if posted is None else posted.aliases.get(CHAMPION_ALIAS)
 
 
 def _result(inputs: BackfillInputs, chain: Chain, run: RunRef, num_run: int) -> BackfillResult:

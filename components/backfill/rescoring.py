@@ -193,7 +193,7 @@ def _champion(config: PipelineConfig, model: ModelSettings, last: str) -> list[_
     if not has_registry(config):
         return []
     run = RunRef(key=model.key, partition=last, work_dir=config.paths.work_dir)
-    champion = open_registry(config.mlflow, run).champion(model.key, config.promote.alias)
+    champion = open_registry(config.mlflow, run).champion(model.key)
     if champion is None:
         return []
     return [_candidate(f"champion v{champion.version}", Path(champion.package_dir), config.evaluate)]

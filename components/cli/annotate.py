@@ -61,7 +61,6 @@ def screen(
             map=map_of,
             settings=config.zero_shot,
             max_pixels=config.validate.max_pixels,
-            champion_alias=config.promote.alias,
         )
     )
     return _tell(found, open_page=open_page)
@@ -118,7 +117,6 @@ def masks(
             map=map_of,
             settings=config.zero_shot,
             max_pixels=config.validate.max_pixels,
-            champion_alias=config.promote.alias,
         )
     except ValueError as error:
         raise InputError(str(error)) from error

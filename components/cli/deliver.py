@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from components.adapters.landing import MANIFEST_NAME, lot_manifest, open_landing
 from components.adapters.landing import deliver as send
-from components.adapters.landing import lot_manifest, open_landing
 from components.core.errors import InputError
 from components.local_stack.workspace import Workspace
 
@@ -29,13 +29,13 @@ def deliver(workspace: Workspace, *, folder: str, key: str, night: str, lot: str
     """
     model, config = workspace.model(key), workspace.config
     workspace.run(model, night)  # a date that is none is told here
-    source, manifest_name = Path(folder).resolve(), config.collect.manifest_name
+    source = Path(folder).resolve()
     if not source.is_dir():
         raise InputError(f"{folder} is not a folder")
     images = {
         path.name: path
         for path in sorted(source.iterdir())
-        if path.is_file() and not path.name.startswith(".") and path.name != manifest_name
+        if path.is_file() and not path.name.startswith(".") and path.name != MANIFEST_NAME
     }
     if not images:
         raise InputError(f"{source} holds no picture")
@@ -43,6 +43,6 @@ def deliver(workspace: Workspace, *, folder: str, key: str, night: str, lot: str
     name = lot or (source.name if source.name.startswith(day) else f"{day}-{source.name}")
     manifest = lot_manifest(images, model.key, name, night).encode()
     place, storage = f"{model.key.path}/{name}", open_landing(config.paths.landing, config.paths.s3_endpoint_url)
-    send(storage, place, images, manifest, manifest_name=manifest_name)
-    print(f"{storage.uri}/{place}: {len(images)} pictures and {manifest_name}")
+    send(storage, place, images, manifest)
+    print(f"{storage.uri}/{place}: {len(images)} pictures and {MANIFEST_NAME}")
     return 0

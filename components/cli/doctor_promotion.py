@@ -51,7 +51,7 @@ def _aliases(desk: Desk) -> str:
     standing = standing_of(chain.entries)
     if not standing.bootstrapped:
         return "the ledger names no champion yet"
-    plan = standing.aliases(desk.alias)
+    plan = standing.aliases()
     wrong = {name: version for name, version in plan.items() if posted.aliases.get(name) != version}
     if wrong and not _at_work(desk):
         gone = [version for version in wrong.values() if version and desk.board.version_tags(version) is None]

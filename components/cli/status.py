@@ -35,7 +35,7 @@ def champion_of(workspace: Workspace, model: ModelSettings) -> ModelRef | None:
     from components.adapters.mlflow.registry import ModelRegistry
 
     registry = ModelRegistry(workspace.config.mlflow.tracking_uri, Path(workspace.config.paths.work_dir) / "models")
-    return registry.champion(model.key, workspace.config.promote.alias)
+    return registry.champion(model.key)
 
 
 def status(workspace: Workspace, *, num_nights: int) -> int:

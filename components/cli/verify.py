@@ -1,6 +1,7 @@
 """``stlm verify``: does a trusted key vouch for a version?"""
 
 from components.cli.ledger import desk_of
+from components.core.contracts import CHAMPION_ALIAS
 from components.core.errors import InputError
 from components.local_stack.workspace import Workspace
 from components.promotion.registration import check_attested
@@ -27,7 +28,7 @@ def verify_version(workspace: Workspace, *, key: str, version: int | None) -> in
     name = desk.key.registered_model
     if version is None:
         posted = desk.board.read()
-        version = None if posted is None else posted.aliases.get(desk.alias)
+        version = None if posted is None else posted.aliases.get(CHAMPION_ALIAS)
         if version is None:
             raise InputError(f"{name} has no champion")
     registered = desk.registry.version(desk.key, version)

@@ -4,16 +4,13 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from components.config.checks import check, check_at_least
+
 __all__ = ["AlertSettings", "NotifySettings"]
 
 _CLOCK = re.compile(r"([01]\d|2[0-3]):[0-5]\d")
 _ADDRESS = re.compile(r"[^@\s<>,;]+@[^@\s<>,;]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-
-def _check(ok: bool, message: str) -> None:
-    if not ok:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,8 +26,8 @@ class AlertSettings:
 
     def __post_init__(self) -> None:
         deadline = self.training_deadline
-        _check(not deadline or bool(_CLOCK.fullmatch(deadline)), f"training_deadline must be HH:MM, got {deadline!r}")
-        _check(self.escalate_after >= 1, f"escalate_after must be at least 1, got {self.escalate_after}")
+        check(not deadline or bool(_CLOCK.fullmatch(deadline)), f"training_deadline must be HH:MM, got {deadline!r}")
+        check(self.escalate_after >= 1, f"escalate_after must be at least 1, got {self.escalate_after}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,18 +69,19 @@ class NotifySettings:
 
     def __post_init__(self) -> None:
         url = self.webhook_url
-        _check(
+        check(
             not url or url.startswith(("https://", "http://", "env:")),
             f"webhook_url must be https://…, http://… or env:NAME, got {url.partition(':')[0]!r}: …",
         )
         for address in (*self.mail_to, *self.escalate_to, self.mail_from):
-            _check(bool(_ADDRESS.fullmatch(address)), f"expected a mail address like ada@example.com, got {address!r}")
+            check(bool(_ADDRESS.fullmatch(address)), f"expected a mail address like ada@example.com, got {address!r}")
         for name in (self.webhook_secret_env, self.smtp_user_env, self.smtp_password_env, url.partition("env:")[2]):
-            _check(not name or bool(_VARIABLE.fullmatch(name)), "expected the name of an environment variable")
-        _check(
+            check(not name or bool(_VARIABLE.fullmatch(name)), "expected the name of an environment variable")
+        check(
             bool(self.smtp_user_env) == bool(self.smtp_password_env),
             "smtp_user_env and smtp_password_env go together",
         )
-        _check(not self.smtp_user_env or self.smtp_security != "none", "a password needs smtp_security starttls or tls")
-        _check(self.timeout_s > 0, f"timeout_s must be positive, got {self.timeout_s}")
-        _check(self.attempts >= 1, f"attempts must be at least 1, got {self.attempts}")
+        check(not self.smtp_user_env or self.smtp_security != "none", "a password needs smtp_security starttls or tls")
+        check(self.timeout_s > 0, f"timeout_s must be positive, got {self.timeout_s}")
+        check_at_least(self, 1, "attempts")
+        check(1 <= self.smtp_port <= 65535, f"smtp_port must be within [1, 65535], got {self.smtp_port}")

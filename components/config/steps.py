@@ -1,15 +1,12 @@
-"""Settings of the steps that judge and learn."""
+"""Settings of validation, training, evaluation, export and gate."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["EvaluateSettings", "ExportSettings", "FineTuneSettings", "GateSettings", "ValidateSettings", "check"]
+from components.config.checks import check, check_at_least, check_metrics, check_sha256, check_share
 
-
-def check(ok: bool, message: str) -> None:
-    """Raise ``ValueError`` with the message, unless ``ok``."""
-    if not ok:
-        raise ValueError(message)
+__all__ = ["EvaluateSettings", "ExportSettings", "FineTuneSettings", "GateSettings", "ValidateSettings"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,9 +50,12 @@ class ValidateSettings:
     night is searched for outliers instead."""
 
     def __post_init__(self) -> None:
-        for name in ("max_quarantined_share", "screen_drift_share", "min_sharpness"):
-            value = getattr(self, name)
-            check(0 <= value <= 1, f"{name} must be within [0, 1], got {value}")
+        check_share(self, "max_quarantined_share", "screen_drift_share", "min_sharpness")
+        check_at_least(self, 1, "min_side_px", "max_pixels", "min_images")
+        check_at_least(self, 0, "min_entropy_bits", "max_age_days")
+        check(bool(self.modes), "modes is empty, expected at least one")
+        for size in self.sizes:
+            check(min(size) >= 1, f"sizes must be [height, width] of at least 1, got {list(size)}")
         for name in ("screen_deviations", "screen_champion_deviations"):
             check(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         check(
@@ -98,7 +98,12 @@ class FineTuneSettings:
     def __post_init__(self) -> None:
         check(0 < self.held_out_share < 1, f"held_out_share must be within (0, 1), got {self.held_out_share}")
         check(self.replay_images >= 0, f"replay_images must not be negative, got {self.replay_images}")
-        check(self.processes >= 1, f"processes must be at least 1, got {self.processes}")
+        check_at_least(self, 1, "processes")
+        check_at_least(self, 0, "seed", "num_threads", "checkpoint_seconds")
+        check(self.max_seconds > 0, f"max_seconds must be positive, got {self.max_seconds}")
+        for name in ("teacher", "student"):
+            if getattr(self, f"{name}_checkpoint"):
+                check_sha256(f"{name}_sha256", getattr(self, f"{name}_sha256"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +126,7 @@ class EvaluateSettings:
         for name in ("target_false_alarm_rate", "recall", "pro_fpr_limit", "confidence"):
             value = getattr(self, name)
             check(0 < value < 1, f"{name} must be within (0, 1), got {value}")
+        check_at_least(self, 1, "bootstrap_samples", "num_synthetic", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +140,7 @@ class ExportSettings:
     within ``max_score_difference``."""
 
     def __post_init__(self) -> None:
-        check(self.probe_images >= 1, f"probe_images must be at least 1, got {self.probe_images}")
+        check_at_least(self, 1, "parity_images", "probe_images")
         check(self.max_score_difference > 0, f"max_score_difference must be positive, got {self.max_score_difference}")
 
 
@@ -185,7 +191,27 @@ class GateSettings:
 
     def __post_init__(self) -> None:
         check(0 < self.alpha < 0.5, f"alpha must be within (0, 0.5), got {self.alpha}")
+        check_metrics("floors", self.floors, can_be_lower=False)
+        for metric, floor in self.floors.items():
+            check(0 <= floor <= 1, f"floors.{metric} must be within [0, 1], got {floor}")
+        for name, margins in (("margins", self.margins), ("anchor_margins", self.anchor_margins)):
+            check_metrics(name, margins)
+            for metric, margin in margins.items():
+                check(0 <= margin < math.inf, f"{name}.{metric} must be finite and not negative, got {margin}")
         check(
             self.mode == "non_inferiority" or self.superior_metric in self.margins,
             f"superior_metric {self.superior_metric!r} has no margin in gate.margins",
         )
+        # It decides who becomes the anchor, so where it is undefined the gate has to say so.
+        check(
+            self.superior_metric in self.anchor_margins,
+            f"superior_metric {self.superior_metric!r} has no margin in gate.anchor_margins; "
+            f"these have: {', '.join(self.anchor_margins) or 'none'}",
+        )
+        check_at_least(self, 1, "bootstrap_samples", "min_per_class", "max_package_bytes")
+        check_share(self, "max_false_alarm_rate", "max_false_alarm_rise", "max_forgetting", "max_old_shift")
+        check_share(self, "max_flip_rate")
+        for name in ("max_ms_per_image", "max_latency_ratio"):
+            check(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        for digest in self.accepted_golden:
+            check_sha256("accepted_golden", digest)

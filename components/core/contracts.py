@@ -16,6 +16,7 @@ from stlm.strict_json import canonical_json, digest_of, from_json, to_json
 
 __all__ = [
     "ANCHOR_ALIAS",
+    "CHAMPION_ALIAS",
     "Approval",
     "BatchRef",
     "CandidateRef",
@@ -43,6 +44,8 @@ __all__ = [
     "to_json",
 ]
 
+CHAMPION_ALIAS = "champion"
+"""Alias of the version that serves."""
 ANCHOR_ALIAS = "anchor"
 """Alias of the best version that was ever approved."""
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from components.adapters.mlflow.registry import ModelRegistry
 from components.config import MlflowSettings
-from components.core.contracts import ModelKey
+from components.core.contracts import CHAMPION_ALIAS, ModelKey
 from components.core.errors import InputError, TransientError
 
 __all__ = ["serving_version"]
@@ -13,11 +13,11 @@ __all__ = ["serving_version"]
 logger = logging.getLogger(__name__)
 
 
-def serving_version(key: ModelKey, mlflow: MlflowSettings, alias: str, work_dir: str) -> int | None:
+def serving_version(key: ModelKey, mlflow: MlflowSettings, work_dir: str) -> int | None:
     """The champion's version; ``None`` where there is none or MLflow does not answer."""
     try:
         posted = ModelRegistry(mlflow.tracking_uri, Path(work_dir) / "models").aliases(key).read()
     except (InputError, TransientError) as error:
         logger.warning("champion of %s unknown: %s", key.slug, error)
         return None
-    return None if posted is None else posted.aliases.get(alias)
+    return None if posted is None else posted.aliases.get(CHAMPION_ALIAS)

@@ -26,7 +26,6 @@ class WatchInputs(Contract):
     deadline: str
     """For people: time and timezone."""
     mlflow: MlflowSettings
-    champion_alias: str
     alerts: AlertSettings = field(default_factory=AlertSettings)
     settings: NotifySettings = field(default_factory=NotifySettings)
 
@@ -67,7 +66,7 @@ def watch(inputs: WatchInputs) -> WatchRef:
         night=run.partition,
         outcome="LATE" if late.begun else NOT_BEGUN,
         sentence=f"Training was not done by {inputs.deadline}: {late.why}. The champion goes on serving.",
-        champion=serving_version(run.key, inputs.mlflow, inputs.champion_alias, run.work_dir),
+        champion=serving_version(run.key, inputs.mlflow, run.work_dir),
         bad_nights=row,
     )
     sent = deliver(message, inputs.settings, run.state_dir / "late" / run.key.slug / f"{run.partition}-sent")

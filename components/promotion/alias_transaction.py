@@ -22,7 +22,7 @@ from components.adapters.mlflow.aliases import FROZEN_TAG, HEAD_TAG, AliasBoard,
 from components.adapters.mlflow.registry import ModelRegistry
 from components.adapters.storage import open_storage
 from components.config import MlflowSettings, PromoteSettings, ledger_of
-from components.core.contracts import ModelKey
+from components.core.contracts import CHAMPION_ALIAS, ModelKey
 from components.core.errors import TransientError
 from components.promotion.champion_state import Standing, alias_plan, standing_of
 from components.promotion.reconciliation import adopted, settle
@@ -42,7 +42,6 @@ class Desk:
 
     Args:
         key: Whose aliases.
-        alias: The champion's alias.
         registry: MLflow's registry.
         ledger: The key's ledger.
         lease: The key's lease.
@@ -54,7 +53,6 @@ class Desk:
         self,
         key: ModelKey,
         *,
-        alias: str,
         registry: ModelRegistry,
         ledger: Ledger,
         lease: LeaseObject,
@@ -62,7 +60,6 @@ class Desk:
         clock: Clock,
     ) -> None:
         self.key = key
-        self.alias = alias
         self.registry = registry
         self.ledger = ledger
         self.lease = lease
@@ -156,7 +153,7 @@ class HeldDesk:
             StaleLeaseError: The lease was lost.
             TransientError: Ledger or registry cannot be reached.
         """
-        serving = self.posted.aliases.get(self._desk.alias)
+        serving = self.posted.aliases.get(CHAMPION_ALIAS)
         intent = self.standing.open_intent
         if intent is not None and serving == intent.body["champion"]:
             self._append("commit", intent.body | {"intent": intent.seq})
@@ -256,20 +253,20 @@ class HeldDesk:
 
     def _point(self, intent: Entry) -> None:
         """Move the aliases as the intent says, and see that they moved."""
-        body, alias = intent.body, self._desk.alias
-        for name, version in alias_plan(body, alias).items():
+        body = intent.body
+        for name, version in alias_plan(body).items():
             if self.posted.aliases.get(name) != version:
                 self._still_mine()
                 self._board.point(name, version)
         now = self._board.read()
-        stands = None if now is None else now.aliases.get(alias)
+        stands = None if now is None else now.aliases.get(CHAMPION_ALIAS)
         if stands != body["champion"]:
             raise TransientError(
-                f"{self._board.name}: alias {alias!r} was set to version {body['champion']} but stands at {stands}"
+                f"{self._board.name}: {CHAMPION_ALIAS!r} was set to version {body['champion']} but stands at {stands}"
             )
 
     def _settle(self) -> list[str]:
-        settled = settle(self._board, self._desk.ledger, self._chain, alias=self._desk.alias, lost=self.lost)
+        settled = settle(self._board, self._desk.ledger, self._chain, lost=self.lost)
         self._chain, self.posted = settled.chain, settled.posted
         return settled.repairs
 
@@ -283,7 +280,7 @@ def open_desk(
         key: Whose aliases.
         work_dir: Packages are cached below it; the ledger is there where the settings name no other place.
         mlflow: Where the registry is.
-        settings: Where the ledger is, and the champion's alias.
+        settings: Where the ledger is.
         clock: The clock of everything that is written.
 
     Returns:
@@ -296,7 +293,6 @@ def open_desk(
     storage = open_storage(ledger_of(work_dir, settings), endpoint_url=settings.ledger_endpoint_url)
     return Desk(
         key,
-        alias=settings.alias,
         registry=ModelRegistry(mlflow.tracking_uri, Path(work_dir) / "models"),
         ledger=Ledger(storage, key.registered_model),
         lease=LeaseObject(storage, f"{key.registered_model}/lease.json", clock=clock),

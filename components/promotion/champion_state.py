@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from components.adapters.ledger import Entry
-from components.adapters.mlflow.aliases import ANCHOR_ALIAS, CHALLENGER_ALIAS, PREVIOUS_ALIAS
+from components.adapters.mlflow.aliases import CHALLENGER_ALIAS, PREVIOUS_ALIAS
+from components.core.contracts import ANCHOR_ALIAS, CHAMPION_ALIAS
 
 __all__ = ["ROLES", "Standing", "alias_plan", "spoken", "standing_at", "standing_of"]
 
@@ -79,9 +80,9 @@ class Standing:
             f"entry {entry.seq}: {body['reason']}"
         )
 
-    def aliases(self, champion_alias: str) -> dict[str, int | None]:
+    def aliases(self) -> dict[str, int | None]:
         """Where the registry's aliases belong."""
-        plan = alias_plan({role: getattr(self, role) for role in ROLES[:3]}, champion_alias)
+        plan = alias_plan({role: getattr(self, role) for role in ROLES[:3]})
         return plan | {CHALLENGER_ALIAS: self.challenger}
 
     def frozen_because(self) -> str:
@@ -103,9 +104,9 @@ class Standing:
         }
 
 
-def alias_plan(where: Mapping[str, Any], champion_alias: str) -> dict[str, int | None]:
+def alias_plan(where: Mapping[str, Any]) -> dict[str, int | None]:
     """Alias -> version of an intent, a commit or a standing; the champion's comes last, as it is the one served."""
-    return {PREVIOUS_ALIAS: where["previous"], ANCHOR_ALIAS: where["anchor"], champion_alias: where["champion"]}
+    return {PREVIOUS_ALIAS: where["previous"], ANCHOR_ALIAS: where["anchor"], CHAMPION_ALIAS: where["champion"]}
 
 
 def spoken(version: int | None) -> str:

@@ -17,6 +17,7 @@ from components.adapters.mlflow.aliases import FROZEN_TAG, PROMOTED_TAG
 from components.adapters.mlflow.tracking import open_run
 from components.config import MlflowSettings, PromoteSettings
 from components.core.contracts import (
+    CHAMPION_ALIAS,
     CandidateRef,
     DatasetRef,
     EvaluationRef,
@@ -130,7 +131,7 @@ def _look(desk: Desk) -> tuple[Standing, str]:
     """Who is what, and why promotion is frozen, if it is."""
     chain, posted = desk.look()
     standing = standing_of(chain.entries)
-    if not standing.bootstrapped and desk.alias in posted.aliases:
+    if not standing.bootstrapped and CHAMPION_ALIAS in posted.aliases:
         with desk.held("promote by hand") as held:  # a champion from before there was a ledger is written down
             standing = held.standing
     return standing, standing.frozen_because() or posted.tags.get(FROZEN_TAG, "")

@@ -6,7 +6,6 @@ from typing import Any
 
 from components.adapters.ledger import Chain, Ledger
 from components.adapters.mlflow.aliases import (
-    ANCHOR_ALIAS,
     HEAD_TAG,
     LAST_CHAMPION_TAG,
     PREVIOUS_ALIAS,
@@ -14,6 +13,7 @@ from components.adapters.mlflow.aliases import (
     AliasBoard,
     Posted,
 )
+from components.core.contracts import ANCHOR_ALIAS
 from components.core.errors import InputError, TransientError
 from components.promotion.champion_state import Standing, spoken, standing_of
 
@@ -32,7 +32,7 @@ class Settled:
     """What had to be moved, in sentences."""
 
 
-def settle(board: AliasBoard, ledger: Ledger, chain: Chain, *, alias: str, lost: list[int]) -> Settled:
+def settle(board: AliasBoard, ledger: Ledger, chain: Chain, *, lost: list[int]) -> Settled:
     """Put aliases and tags where the ledger says, also while others write.
 
     After each change the ledger is read again, so that whoever set an alias by an entry that is no longer the last one
@@ -42,7 +42,6 @@ def settle(board: AliasBoard, ledger: Ledger, chain: Chain, *, alias: str, lost:
         board: Aliases and tags.
         ledger: The key's ledger.
         chain: What was read of it before.
-        alias: The champion's alias.
         lost: Versions that the registry has no longer; those that are found are added.
 
     Returns:
@@ -56,7 +55,7 @@ def settle(board: AliasBoard, ledger: Ledger, chain: Chain, *, alias: str, lost:
         chain = ledger.read(chain)
         posted = board.read() or Posted(aliases={}, tags={})
         standing = standing_of(chain.entries)
-        wrong = _misplaced(standing, posted, alias, lost)
+        wrong = _misplaced(standing, posted, lost)
         if not wrong:
             _settle_tags(board, chain, standing, posted, lost)
             return Settled(chain=chain, posted=posted, repairs=repairs)
@@ -72,10 +71,10 @@ def settle(board: AliasBoard, ledger: Ledger, chain: Chain, *, alias: str, lost:
     raise TransientError(f"{board.name}: somebody else keeps moving the aliases: {', '.join(wrong)}")
 
 
-def _misplaced(standing: Standing, posted: Posted, alias: str, lost: Collection[int]) -> dict[str, int | None]:
+def _misplaced(standing: Standing, posted: Posted, lost: Collection[int]) -> dict[str, int | None]:
     if not standing.bootstrapped:
         return {}
-    plan = standing.aliases(alias)
+    plan = standing.aliases()
     return {
         name: version for name, version in plan.items() if posted.aliases.get(name) != version and version not in lost
     }

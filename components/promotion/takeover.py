@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from components.adapters.mlflow.aliases import FROZEN_TAG, PREVIOUS_ALIAS, PROMOTED_TAG
-from components.core.contracts import PromotionRef
+from components.core.contracts import CHAMPION_ALIAS, PromotionRef
 from components.core.errors import InputError
 from components.promotion.alias_transaction import Desk, HeldDesk
 
@@ -127,7 +127,7 @@ def outcome_of(desk: Desk, outcome: Outcome, *, version: int | None, detail: str
         outcome=outcome,
         name=desk.key.registered_model,
         version=version,
-        champion_version=None if posted is None else posted.aliases.get(desk.alias),
+        champion_version=None if posted is None else posted.aliases.get(CHAMPION_ALIAS),
         previous_version=None if posted is None else posted.aliases.get(PREVIOUS_ALIAS),
         detail=detail,
     )

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from components.adapters.landing import deliver, lot_manifest, open_landing
+from components.adapters.landing import MANIFEST_NAME, deliver, lot_manifest, open_landing
 from components.core.contracts import ModelKey, canonical_json
 from components.core.errors import EXIT_INPUT_ERROR, InputError
 from components.quickstart import corruptions as spoil
@@ -212,7 +212,7 @@ def _write_night(cells: _Cells, night: _Night, landing: Path) -> dict[str, dict[
             truth[f"{lot}/{name}"] = {"night": night.date, "kind": item.kind, "cell": item.cell}
         if letter in night.lots:
             manifest = lot_manifest({path.name: path for path in folder.iterdir()}, KEY, lot, night.date)
-            (folder / "manifest.json").write_text(manifest, encoding="utf-8")
+            (folder / MANIFEST_NAME).write_text(manifest, encoding="utf-8")
     return truth
 
 
@@ -272,8 +272,8 @@ def feed_landing(source: Path, landing: str, key: ModelKey, night: str, *, s3_en
         raise InputError(f"{source / key.path} has no lot of {night}; make the quick start's data first")
     storage = open_landing(landing, s3_endpoint_url)
     for lot in lots:
-        images = {path.name: path for path in sorted(lot.iterdir()) if path.name != "manifest.json"}
-        manifest = lot / "manifest.json"
+        images = {path.name: path for path in sorted(lot.iterdir()) if path.name != MANIFEST_NAME}
+        manifest = lot / MANIFEST_NAME
         deliver(storage, f"{key.path}/{lot.name}", images, manifest.read_bytes() if manifest.exists() else None)
     return [lot.name for lot in lots]
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from components.config import ModelSettings, PipelineConfig
 from components.core.contracts import (
-    ANCHOR_ALIAS,
     Approval,
     BatchRef,
     CandidateRef,
@@ -52,9 +51,7 @@ class NightInputs:
         from components.steps.collect.step import CollectInputs
 
         paths = self.config.paths
-        return CollectInputs(
-            run=self.run, landing=paths.landing, s3_endpoint_url=paths.s3_endpoint_url, settings=self.config.collect
-        )
+        return CollectInputs(run=self.run, landing=paths.landing, s3_endpoint_url=paths.s3_endpoint_url)
 
     def version(self, batch: BatchRef) -> "VersionInputs":
         """What was collected, and the data repository it goes to."""
@@ -82,8 +79,6 @@ class NightInputs:
             golden=self.model.golden,
             mlflow=config.mlflow,
             settings=config.validate,
-            champion_alias=config.promote.alias,
-            anchor_alias=ANCHOR_ALIAS,
             zero_shot=config.zero_shot,
             parent=parent,
         )

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from scipy.fft import dctn
 from skimage.measure import blur_effect
 
-__all__ = ["HASH_BITS", "ImageFacts", "image_facts", "nearest_hashes", "read_facts"]
+__all__ = ["HASH_BITS", "ImageFacts", "hash_words", "image_facts", "nearest_hashes", "read_facts"]
 
 HASH_BITS = 256
 _HASH_SIDE = 16
@@ -190,7 +190,7 @@ def nearest_hashes(hashes: Sequence[str], others: Sequence[str]) -> tuple[NDArra
     Returns:
         ``(N,)`` index into ``others`` and ``(N,)`` number of differing bits; the first one of equals.
     """
-    mine, theirs = _words(hashes), _words(others)
+    mine, theirs = hash_words(hashes), hash_words(others)
     nearest = np.zeros(len(mine), dtype=np.int64)
     distances = np.zeros(len(mine), dtype=np.int64)
     for row, words in enumerate(mine):
@@ -200,6 +200,8 @@ def nearest_hashes(hashes: Sequence[str], others: Sequence[str]) -> tuple[NDArra
     return nearest, distances
 
 
-def _words(hashes: Sequence[str]) -> NDArray[np.uint64]:
+def hash_words(hashes: Sequence[str]) -> NDArray[np.uint64]:
+    """``(N, 4)`` words of ``N`` hex hashes, whose differing bits are those of their exclusive or."""
     content = b"".join(bytes.fromhex(value) for value in hashes)
-    return np.frombuffer(content, dtype=np.uint64).reshape(len(hashes), HASH_BITS // 64)
+    words = np.frombuffer(content, dtype=np.uint64) if content else np.empty(0, dtype=np.uint64)
+    return words.reshape(len(hashes), HASH_BITS // 64)

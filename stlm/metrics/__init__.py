@@ -1,10 +1,8 @@
 """Metrics of anomaly detection, exact to the tie, with bootstrap intervals over images. NumPy and SciPy only."""
 
+from stlm.constants import IMAGE_METRICS, LOWER_IS_BETTER, PIXEL_METRICS
 from stlm.metrics.auroc import auroc
 from stlm.metrics.estimates import (
-    IMAGE_METRICS,
-    LOWER_IS_BETTER,
-    PIXEL_METRICS,
     Estimate,
     ImageMeasurement,
     Measurement,

@@ -23,9 +23,6 @@ from stlm.metrics.operating_point import (
 from stlm.metrics.pixels import PixelStatistics
 
 __all__ = [
-    "IMAGE_METRICS",
-    "LOWER_IS_BETTER",
-    "PIXEL_METRICS",
     "Estimate",
     "ImageMeasurement",
     "Measurement",
@@ -34,14 +31,6 @@ __all__ = [
     "estimate",
 ]
 
-IMAGE_METRICS = (
-    "image_auroc",
-    "false_alarm_rate_at_recall",
-    "false_alarm_rate",
-    "recall",
-)
-PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pro")
-LOWER_IS_BETTER = frozenset({"false_alarm_rate_at_recall", "false_alarm_rate"})
 
 _PixelField = Literal["auroc", "average_precision", "pro"]
 _PIXEL_FIELDS: Mapping[str, _PixelField] = MappingProxyType(

@@ -15,7 +15,6 @@ from components.core.contracts import ModelKey
 from components.core.errors import InputError
 
 __all__ = [
-    "ANCHOR_ALIAS",
     "BACKFILL_ALIAS",
     "CHALLENGER_ALIAS",
     "FENCE_TAG",
@@ -32,8 +31,6 @@ BACKFILL_ALIAS = "backfill-"
 """Followed by a backfill's name: the last night that it has replayed."""
 PREVIOUS_ALIAS = "previous"
 """Where a roll-back would go."""
-ANCHOR_ALIAS = "anchor"
-"""The best version that was ever approved."""
 CHALLENGER_ALIAS = "challenger"
 FENCE_TAG = "stlm.fence"
 """Tag of a registered model: the highest fence of a run that registered a version."""

@@ -23,7 +23,7 @@ from components.adapters.mlflow.client import has_code, mlflow_client, reaching
 from components.adapters.mlflow.package_cache import fetch_package
 from components.adapters.mlflow.pyfunc_model import PACKAGE_PATH, save_served_model
 from components.config import MlflowSettings
-from components.core.contracts import Fence, ModelKey, ModelRef, PackageRef, RunRef
+from components.core.contracts import CHAMPION_ALIAS, Fence, ModelKey, ModelRef, PackageRef, RunRef
 from components.core.errors import InputError, TransientError
 
 __all__ = ["ModelRegistry", "open_registry"]
@@ -63,7 +63,7 @@ class ModelRegistry:
         """
         return AliasBoard(self._client, self._uri, key)
 
-    def champion(self, key: ModelKey, alias: str = "champion") -> ModelRef | None:
+    def champion(self, key: ModelKey, alias: str = CHAMPION_ALIAS) -> ModelRef | None:
         """The version that serves now.
 
         Args:
@@ -85,7 +85,7 @@ class ModelRegistry:
             number = model.aliases.get(alias)
             if number is None:
                 last = model.tags.get(LAST_CHAMPION_TAG)
-                if last is not None and alias == "champion":
+                if last is not None and alias == CHAMPION_ALIAS:
                     # Deleting a version silently deletes its aliases; taking that for "no champion yet" would let
                     # the next candidate in with floors alone.
                     raise InputError(

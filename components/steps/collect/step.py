@@ -14,16 +14,15 @@ import logging
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from components.adapters.landing import LotImage, LotManifest
+from components.adapters.landing import MANIFEST_NAME, LotImage, LotManifest
 from components.adapters.storage import open_storage
 from components.adapters.storage.base import Storage
-from components.config import CollectSettings
 from components.core.atomic_files import write_json
 from components.core.contracts import BatchRef, Contract, NightStatus, RunRef, digest_of, from_json
 from components.core.errors import InputError, TransientError, shorten
@@ -55,7 +54,6 @@ class CollectInputs(Contract):
     landing: str
     """A folder or ``s3://bucket/prefix``."""
     s3_endpoint_url: str = ""
-    settings: CollectSettings = field(default_factory=CollectSettings)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,14 +125,14 @@ def _collect(inputs: CollectInputs, storage: Storage) -> CollectOutputs:
     images = folder / "images"
     _copy_images(storage, inputs.run.key.path, taken.lots, images)
     manifest = {"key": taken.key, "partition": taken.partition, "lots": taken.lots}
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / MANIFEST_NAME, manifest)
     write_json(pin, taken)
     num_images = sum(len(lot.images) for lot in taken.lots)
     logger.info(
         "collect key=%s partition=%s lots=%d images=%d", taken.key, taken.partition, len(taken.lots), num_images
     )
     batch = BatchRef(
-        manifest_path=str(folder / "manifest.json"),
+        manifest_path=str(folder / MANIFEST_NAME),
         image_dir=str(images),
         digest=digest_of(manifest),
         num_lots=len(taken.lots),
@@ -160,17 +158,15 @@ def _select(inputs: CollectInputs, storage: Storage) -> _Taken:
             waiting.append(f"folder {place} is ignored: a lot is named with letters, digits, '.', '_' and '-'")
             continue
         files = {file.name[len(place) + 1 :]: file.num_bytes for file in storage.files(place)}
-        if inputs.settings.manifest_name not in files:
-            waiting.append(
-                f"lot {name} has no {inputs.settings.manifest_name} yet; its {len(files)} files are left for later"
-            )
+        if MANIFEST_NAME not in files:
+            waiting.append(f"lot {name} has no {MANIFEST_NAME} yet; its {len(files)} files are left for later")
             continue
-        manifest = _read_manifest(storage, f"{place}/{inputs.settings.manifest_name}", run, name)
+        manifest = _read_manifest(storage, f"{place}/{MANIFEST_NAME}", run, name)
         if manifest.date > run.partition:
             waiting.append(f"lot {name} is dated {manifest.date}, after this night; it is left for its own")
             continue
         _check_listing(f"{storage.uri}/{place}", manifest, files)
-        unlisted = sorted(set(files) - {image.name for image in manifest.images} - {inputs.settings.manifest_name})
+        unlisted = sorted(set(files) - {image.name for image in manifest.images} - {MANIFEST_NAME})
         if unlisted:
             waiting.append(
                 f"lot {name} holds {len(unlisted)} files its manifest does not list, ignored: {shorten(unlisted)}"

@@ -10,7 +10,7 @@ from components.steps.gate.evidence import Evidence
 from components.steps.gate.non_inferiority import measurement_of, named
 from stlm.constants import GOOD
 from stlm.errors import MetricUndefinedError
-from stlm.metrics import IMAGE_METRICS, LOWER_IS_BETTER, PIXEL_METRICS
+from stlm.metrics import PIXEL_METRICS
 
 __all__ = ["enough_images", "false_alarms", "floors", "share_surely_above"]
 
@@ -50,9 +50,6 @@ def floors(evidence: Evidence, settings: GateSettings) -> Iterator[Reason]:
     """No figure below its floor."""
     for metric, floor in sorted(settings.floors.items()):
         rule = f"floor {metric}"
-        if metric not in (*IMAGE_METRICS, *PIXEL_METRICS) or metric in LOWER_IS_BETTER:
-            yield Reason(rule=rule, verdict=Verdict.ERROR, detail=f"{metric!r} is no metric that can have a floor.")
-            continue
         try:
             value = measurement_of(evidence.candidate, metric).value(metric)
         except MetricUndefinedError as error:

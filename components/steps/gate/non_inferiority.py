@@ -16,7 +16,6 @@ from stlm.comparison import MeasuredModel, complete_rows, strata_of
 from stlm.constants import GOOD
 from stlm.errors import MetricUndefinedError
 from stlm.metrics import (
-    IMAGE_METRICS,
     LOWER_IS_BETTER,
     PIXEL_METRICS,
     Measurement,
@@ -152,9 +151,6 @@ def against(comparer: Comparer, evidence: Evidence, settings: GateSettings, othe
     for metric, margin in sorted(margins.items()):
         superior = other == "champion" and settings.mode == "superiority" and metric == settings.superior_metric
         rule = f"{other} {metric}"
-        if metric not in (*IMAGE_METRICS, *PIXEL_METRICS):
-            yield Reason(rule=rule, verdict=Verdict.ERROR, detail=f"{metric!r} is no metric.")
-            continue
         try:
             measurement_of(evidence.candidate, metric).value(metric)
             if model is not None:

@@ -131,7 +131,8 @@ def _old_shift(
     rule, limit = "old score shift", settings.max_old_shift
     if old.all():
         return Reason(rule=rule, verdict=Verdict.PROMOTE, detail="There is no held-out normal of this night.")
-    counts = resample_counts(["old" if is_old else "new" for is_old in old], num_samples=2000, seed=seed)
+    groups = ["old" if is_old else "new" for is_old in old]
+    counts = resample_counts(groups, num_samples=settings.bootstrap_samples, seed=seed)
 
     def outscores(scores: npt.NDArray[np.float32]) -> tuple[float, npt.NDArray[np.float64]]:
         images = ImageMeasurement(scores=scores, labels=old, threshold=0.0, recall=0.5)

@@ -65,5 +65,5 @@ def _best_so_far(comparer: Comparer, evidence: Evidence, settings: GateSettings)
         return True
     try:
         return comparer.gain(evidence.anchor, settings.superior_metric).bounds.low > 0
-    except (MetricUndefinedError, KeyError):
+    except MetricUndefinedError:
         return False

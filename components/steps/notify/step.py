@@ -24,7 +24,6 @@ class NotifyInputs(Contract):
     failures: tuple[str, ...]
     """``step: why`` of the steps that failed, also of those that were killed and left no record."""
     mlflow: MlflowSettings
-    champion_alias: str
     alerts: AlertSettings = field(default_factory=AlertSettings)
     settings: NotifySettings = field(default_factory=NotifySettings)
 
@@ -63,7 +62,7 @@ def notify(inputs: NotifyInputs) -> NotifyRef:
         ending=ending,
         failed=inputs.failures,
         level=level,
-        champion=serving_version(run.key, inputs.mlflow, inputs.champion_alias, run.work_dir),
+        champion=serving_version(run.key, inputs.mlflow, run.work_dir),
         row=row,
     )
     outcome = deliver(message, inputs.settings, run.run_dir / "notify")

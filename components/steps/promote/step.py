@@ -125,8 +125,6 @@ def _promote(
         return outcome_of(desk, "REFUSED", version=None, detail=f"verdict {decision.verdict.value}: {against}")
     refusal = _answer(inputs) if inputs.approvers else ""
     version, record = register(desk, judged, calibration, run_id=run_id, fence=fence)
-    if settings.require_approval:
-        refusal = "it waits for approval: `stlm promote`"
     if refusal:
         detail = f"version {version} is registered; {refusal}"
         return outcome_of(desk, "REFUSED", version=version, detail=detail)

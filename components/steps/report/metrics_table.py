@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from components.rendering.facts import DASH, MINUS, Fact, number
 from components.steps.report.inputs import ReportInputs, why_missing
-from stlm.metrics.estimates import IMAGE_METRICS, LOWER_IS_BETTER, PIXEL_METRICS
+from stlm.constants import IMAGE_METRICS, LOWER_IS_BETTER, PIXEL_METRICS
 
 __all__ = ["Comparison", "Row", "Stratum", "compare", "read_json", "thresholds_of"]
 

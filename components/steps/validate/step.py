@@ -77,8 +77,6 @@ class ValidateInputs(Contract):
     mlflow: MlflowSettings
     s3_endpoint_url: str = ""
     settings: ValidateSettings = field(default_factory=ValidateSettings)
-    champion_alias: str = "champion"
-    anchor_alias: str = ANCHOR_ALIAS
     zero_shot: ZeroShotSettings = field(default_factory=ZeroShotSettings)
     """Asked for a second opinion, where that is switched on."""
     parent: Parent | None = None
@@ -136,7 +134,7 @@ def _pinned(inputs: ValidateInputs) -> tuple[ModelRef | None, ModelRef | None]:
         return inputs.parent.model, None
     registry = open_registry(inputs.mlflow, inputs.run)
     key = inputs.run.key
-    return registry.champion(key, inputs.champion_alias), registry.champion(key, inputs.anchor_alias)
+    return registry.champion(key), registry.champion(key, ANCHOR_ALIAS)
 
 
 class _Night:

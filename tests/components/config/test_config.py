@@ -1,12 +1,15 @@
 """One TOML file, read strictly."""
 
+import ast
 import dataclasses
+import math
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from components.config import PipelineConfig, load_config
+from components.config import GateSettings, PipelineConfig, load_config
 from components.core.contracts import to_json
 from components.core.errors import InputError
 from components.local_stack.airflow_env import repository_root
@@ -73,6 +76,24 @@ def test_addresses_are_left_alone(tmp_path: Path, uri: str) -> None:
         ('recipe = "tiny"', "shadow_alarm_rate = 1.5", r"shadow_alarm_rate must be within \[0, 1\], got 1\.5"),
         ("parity_images = 4", "probe_images = 0", r"probe_images must be at least 1, got 0"),
         ("[report]", "[report", r"pipeline\.toml"),
+        (
+            "[gate]",
+            '[gate]\nsuperior_metric = "pixel_ap"',
+            r"superior_metric 'pixel_ap' has no margin in gate\.anchor_m",
+        ),
+        ("[gate]", '[gate]\naccepted_golden = ["abc"]', r"accepted_golden must be 64 lower-case hex digits, got 'abc'"),
+        ('recipe = "tiny"', 'recipe = "tinny"', r"recipe must be one of lite, tiny, .*, got 'tinny'"),
+        (
+            "[report]",
+            '[collect]\nmanifest_name = "lot.json"\n[report]',
+            r"toml: collect\.manifest_name is gone: a lot's",
+        ),
+        ("[report]", '[promote]\nalias = "live"\n[report]', r"promote\.alias is gone: the champion's alias is"),
+        (
+            "[report]",
+            "[promote]\nrequire_approval = true\n[report]",
+            r"require_approval is gone: name who decides in `app",
+        ),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -91,6 +112,38 @@ def test_a_password_in_an_address_is_refused_without_repeating_it(tmp_path: Path
     with pytest.raises(InputError, match=rf"{place}: an address with a password in it.* environment") as refused:
         load_config(path)
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"floors": {"image_aurok": 0.5}}, r"floors: 'image_aurok' cannot be one, expected image_auroc, "),
+        ({"floors": {"false_alarm_rate": 0.5}}, r"floors: 'false_alarm_rate' cannot be one"),
+        ({"floors": {"recall": 1.5}}, r"floors\.recall must be within \[0, 1\], got 1\.5"),
+        ({"margins": {"image_aurok": 0.1}}, r"margins: 'image_aurok' cannot be one"),
+        ({"margins": {"image_auroc": -0.1}}, r"margins\.image_auroc must be finite and not negative, got -0\.1"),
+        ({"anchor_margins": {"image_auroc": math.nan}}, r"anchor_margins\.image_auroc must be finite .*, got nan"),
+        ({"anchor_margins": {"pro": 0.1}}, r"superior_metric 'image_auroc' has no margin in gate\.anchor_margins"),
+        ({"max_flip_rate": 2.0}, r"max_flip_rate must be within \[0, 1\], got 2\.0"),
+        ({"bootstrap_samples": 0}, r"bootstrap_samples must be at least 1, got 0"),
+        ({"max_latency_ratio": -1.0}, r"max_latency_ratio must be positive, got -1\.0"),
+    ],
+)
+def test_a_gate_that_could_not_judge_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GateSettings(**settings)
+
+
+def test_every_setting_is_read_by_a_step_a_dag_or_a_command() -> None:
+    config = load_config(QUICK_START)
+    tables = [getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "models"]
+    settings = {field.name for table in [*tables, config.models[0]] for field in dataclasses.fields(table)}
+    paths = [path for folder in ("components", "dags") for path in (repository_root() / folder).rglob("*.py")]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in paths if path.parent.name != "config"]
+
+    read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+    assert settings - read == {"start_date"}  # read as ScheduleSettings.start
 
 
 def test_a_key_that_stands_there_twice_is_refused(tmp_path: Path) -> None:

@@ -78,7 +78,6 @@ def tell(run: RunRef, whom: NotifySettings, *, failures: tuple[str, ...] = (), *
             run=run,
             failures=failures,
             mlflow=mlflow_of(run),
-            champion_alias="champion",
             alerts=AlertSettings(**alerts),
             settings=whom,
         )
@@ -142,9 +141,7 @@ def test_the_same_news_is_sent_once_although_mlflow_was_away_at_first(tmp_path: 
     version = client.create_model_version(KEY.registered_model, source=str(tmp_path))
     client.set_registered_model_alias(KEY.registered_model, "champion", version.version)
     with web_server() as web:
-        without = notify(
-            NotifyInputs(run=run, failures=(), mlflow=away, champion_alias="champion", settings=settings(web))
-        )
+        without = notify(NotifyInputs(run=run, failures=(), mlflow=away, settings=settings(web)))
         told = tell(run, settings(web))
 
     assert len(web.bodies) == 1
@@ -336,7 +333,7 @@ def test_a_mail_is_readable() -> None:
 
 def watched(run: RunRef, whom: NotifySettings) -> Any:
     mlflow = mlflow_of(run)
-    return watch(WatchInputs(run=run, deadline="05:30 UTC", mlflow=mlflow, champion_alias="champion", settings=whom))
+    return watch(WatchInputs(run=run, deadline="05:30 UTC", mlflow=mlflow, settings=whom))
 
 
 def test_a_night_that_is_not_trained_at_the_deadline_is_told_once(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def inputs_for(
 ) -> FineTuneInputs:
     """A fed, versioned night whose images are all accepted but one."""
     run, paths = world.run(night), world.config.paths
-    batch = collect(CollectInputs(run=run, landing=paths.landing, settings=world.config.collect)).batch
+    batch = collect(CollectInputs(run=run, landing=paths.landing)).batch
     assert batch is not None
     dataset = version(VersionInputs(run=run, batch=batch, data_repo=paths.data_repo, dvc_remote=paths.dvc_remote))
     lots = json.loads(Path(batch.manifest_path).read_text(encoding="utf-8"))["lots"]

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from components.adapters.mlflow.registry import open_registry
 from components.adapters.mlflow.tracking import open_run
-from components.config import MlflowSettings, PromoteSettings
+from components.config import MlflowSettings
 from components.core.contracts import Approval, Verdict
 from components.core.errors import InputError, TransientError
 from components.steps.promote.step import PromoteInputs, promote
@@ -121,15 +121,6 @@ def test_a_key_frozen_by_hand_in_mlflow_keeps_its_champion(
 
     assert (outcome.outcome, outcome.version, outcome.champion_version) == ("FROZEN", 2, 1)
     assert "line is being rebuilt" in outcome.detail
-
-
-def test_where_approval_is_required_the_version_waits(tmp_path: Path, mlflow: MlflowSettings) -> None:
-    inputs = dataclasses.replace(inputs_for(tmp_path, mlflow), settings=PromoteSettings(require_approval=True))
-
-    outcome = promote(inputs)
-
-    assert (outcome.outcome, outcome.version, outcome.champion_version) == ("REFUSED", 1, None)
-    assert "waits for approval" in outcome.detail
 
 
 def _asked(inputs: PromoteInputs, **said: str) -> PromoteInputs:
