@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from stlm.data.transforms import preprocess, read_image
+from stlm.data.image_files import read_image
+from stlm.data.transforms import preprocess
 from stlm.errors import DataError
 from stlm.models.outputs import AnomalyOutput
 

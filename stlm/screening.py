@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stlm.data.transforms import preprocess, read_image
+from stlm.data.image_files import read_image
+from stlm.data.transforms import preprocess
 from stlm.errors import DataError
 
 __all__ = ["MIN_IMAGES", "outlier_limit", "outlier_scores", "patch_features"]

@@ -19,7 +19,7 @@ from components.core.atomic_files import write_file
 from components.core.errors import InputError
 from components.rendering.pictures import Album, Picture, open_picture, outlined, overlay
 from components.zero_shot import Judge, MaskArtist
-from stlm.data.transforms import read_image
+from stlm.data.image_files import read_image
 from stlm.errors import StlmError
 
 __all__ = ["Card", "Judged", "draw_masks", "judge_images", "make_cards"]

@@ -10,15 +10,9 @@ import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-__all__ = ["TELEMETRY_OFF", "airflow_environment", "airflow_variables", "repository_root"]
+from components.core.telemetry import TELEMETRY_OFF
 
-TELEMETRY_OFF = {
-    "DO_NOT_TRACK": "true",
-    "GX_ANALYTICS_ENABLED": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DVC_NO_ANALYTICS": "1",
-}
-"""Nothing about a factory's nights leaves it."""
+__all__ = ["airflow_environment", "airflow_variables", "repository_root"]
 
 _PRELOADED = (
     "airflow.executors.local_executor",

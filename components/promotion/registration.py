@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from components.adapters.mlflow.pyfunc_model import save_served_model
 from components.core.contracts import (
     CandidateRef,
     DatasetRef,
@@ -22,7 +23,7 @@ from components.core.contracts import (
 )
 from components.core.errors import InputError
 from components.promotion.alias_transaction import Desk
-from components.promotion.load_check import check_loads, check_signature
+from components.promotion.load_check import check_serves
 from components.promotion.promotion_record import promotion_record
 from components.promotion.sbom import SBOM_FILE, bill_of_materials
 from stlm.calibration import CALIBRATION_FILE, Calibration
@@ -135,18 +136,19 @@ def register(
         calibration=calibration,
         sbom=sbom,
     )
-    package_dir = Path(judged.package.package_dir)
-    record["load_check"] = {"num_golden_images": check_loads(package_dir, scores_needed=True)}
-    registered = desk.registry.register(
-        judged.run.key,
-        judged.package,
-        run_id=run_id,
-        tags=_tags(judged, calibration.threshold),
-        attachments={**_attested(desk, judged.package, record), SBOM_FILE: sbom},
-        fence=fence,
-    )
+    with tempfile.TemporaryDirectory(prefix="stlm-model-") as folder:
+        model_dir = save_served_model(Path(judged.package.package_dir), Path(folder))
+        record["load_check"] = {"num_golden_images": check_serves(model_dir, scores_needed=True)}
+        registered = desk.registry.register(
+            judged.run.key,
+            judged.package,
+            run_id=run_id,
+            tags=_tags(judged, calibration.threshold),
+            attachments={**_attested(desk, judged.package, record), SBOM_FILE: sbom},
+            fence=fence,
+            model_dir=model_dir,
+        )
     check_attested(desk, registered)
-    _check_served_signature(desk, registered.version, package_dir)
     return registered.version, record
 
 
@@ -172,7 +174,7 @@ def note_verdict(desk: Desk, judged: Judged, calibration: Calibration, version: 
 
 
 def check_version(desk: Desk, version: int, *, scores_needed: bool) -> None:
-    """Check that a registered version is whole, loads, and takes and gives what its package says.
+    """Check that a registered version is whole, and that its model loads, takes and gives what its package says.
 
     Args:
         desk: The key's desk.
@@ -185,10 +187,9 @@ def check_version(desk: Desk, version: int, *, scores_needed: bool) -> None:
         TransientError: MLflow cannot be reached.
     """
     registered = desk.registry.version(desk.key, version)
-    package_dir = Path(registered.package_dir)
     check_attested(desk, registered, needed=scores_needed)
-    check_loads(package_dir, scores_needed=scores_needed)
-    _check_served_signature(desk, version, package_dir)
+    with tempfile.TemporaryDirectory(prefix="stlm-model-") as folder:
+        check_serves(desk.registry.download_model(desk.key, version, Path(folder)), scores_needed=scores_needed)
 
 
 def read_record(desk: Desk, version: int) -> dict[str, Any]:
@@ -272,12 +273,6 @@ def _attested(desk: Desk, package: PackageRef, record: dict[str, Any]) -> dict[s
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _check_served_signature(desk: Desk, version: int, package_dir: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="stlm-signature-") as folder:
-        desk.registry.model_file(desk.key, version, Path(folder))
-        check_signature(package_dir, Path(folder))
 
 
 def _tags(judged: Judged, threshold: float) -> dict[str, str]:

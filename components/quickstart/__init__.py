@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from components.adapters.landing import MANIFEST_NAME, deliver, lot_manifest, open_landing
 from components.core.contracts import ModelKey, canonical_json
 from components.core.errors import EXIT_INPUT_ERROR, InputError
 from components.quickstart import corruptions as spoil
+from stlm.data.image_files import open_image
 
 __all__ = ["KEY", "NIGHTS", "feed_landing", "main", "materialise"]
 
@@ -153,7 +153,7 @@ def _tree_digest(folder: Path) -> str:
 
 
 def _pixels(cells: _Cells, cell: str) -> spoil.Grey:
-    with Image.open(cells.folder / cell) as image:
+    with open_image(cells.folder / cell) as image:
         return np.asarray(image)
 
 

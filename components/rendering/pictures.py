@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from stlm.data.image_files import open_image
+
 __all__ = [
     "Album",
     "Picture",
@@ -90,7 +92,7 @@ def open_picture(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 if image.width * image.height > _MAX_PIXELS:
                     raise ValueError(f"{image.width} x {image.height} pixels are too many to show")
                 image.load()

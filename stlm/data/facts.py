@@ -23,13 +23,13 @@ from PIL import Image, UnidentifiedImageError
 from scipy.fft import dctn
 from skimage.measure import blur_effect
 
+from stlm.data.image_files import open_image
+
 __all__ = ["HASH_BITS", "ImageFacts", "hash_words", "image_facts", "nearest_hashes", "read_facts"]
 
 HASH_BITS = 256
 _HASH_SIDE = 16
 _HASH_PICTURE = 64
-# Photographs only: Pillow also opens formats that start other programs.
-_FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
 _BITS_OF_MODE = {"1": 1, "I;16": 16, "I;16B": 16, "I;16L": 16, "I": 32, "F": 32}
 _MEASURED_PIXELS = 4_000_000
 """Larger pictures are reduced by a whole factor before they are measured."""
@@ -109,7 +109,7 @@ def image_facts(path: Path, *, max_pixels: int) -> ImageFacts:
 def _facts_of_content(content: bytes, sha256: str, max_pixels: int) -> ImageFacts:
     if not content:
         return ImageFacts(num_bytes=0, sha256=sha256, decodes=False, error="empty file")
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+    with open_image(io.BytesIO(content)) as image:
         if image.width * image.height > max_pixels:
             message = f"{image.height} x {image.width} pixels, at most {max_pixels} are decoded"
             return ImageFacts(num_bytes=len(content), sha256=sha256, decodes=False, error=message)

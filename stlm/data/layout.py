@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from stlm.constants import GOOD
+from stlm.data.image_files import open_image
 from stlm.errors import DataError
 
 __all__ = ["GoldenItem", "GoldenSet", "read_golden_set", "read_train_normals"]
@@ -156,7 +157,7 @@ def _test_images(root: Path, findings: list[str]) -> list[tuple[Path, str]]:
 def _image_findings(root: Path, path: Path, mask: Path | None) -> Iterator[str]:
     name = path.relative_to(root)
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             size = image.size
     except (OSError, Image.DecompressionBombError) as error:
         yield f"{name} cannot be read ({error})"
@@ -168,7 +169,7 @@ def _image_findings(root: Path, path: Path, mask: Path | None) -> Iterator[str]:
         yield f"{name} has no mask, expected {mask_name}"
         return
     try:
-        with Image.open(mask) as opened:
+        with open_image(mask) as opened:
             if opened.size != size:
                 yield f"mask {mask_name} is {opened.size[::-1]}, image {name} is {size[::-1]} (height, width)"
                 return

@@ -10,9 +10,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from stlm.constants import GOOD
+from stlm.data.image_files import read_image
 from stlm.data.layout import GoldenSet
 from stlm.data.probes import draw_probes
-from stlm.data.transforms import read_image, read_mask
+from stlm.data.transforms import read_mask
 
 __all__ = ["PixelImage", "PixelSet", "golden_pixels", "masks_at"]
 

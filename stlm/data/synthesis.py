@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stlm.config import DataConfig
-from stlm.data.transforms import read_image
+from stlm.data.image_files import read_image
 from stlm.errors import DataError
 
 __all__ = ["augment_normal", "corrupt", "embedded_textures", "leaves_normals", "perlin_noise", "read_textures"]

@@ -1,6 +1,5 @@
-"""From a file to the network's input: the one decoder and the one resize of the product."""
+"""Network inputs: the one resize of the product, and masks brought to its size."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,41 +9,17 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from stlm.data.image_files import open_image
 from stlm.errors import DataError
 
-__all__ = ["preprocess", "read_image", "read_mask"]
-
-
-def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """Decode an 8-bit grey or RGB photograph.
-
-    Args:
-        path: File that Pillow can decode.
-
-    Returns:
-        ``(H, W, 3)`` uint8 RGB; grey is replicated.
-
-    Raises:
-        DataError: The file cannot be decoded, or is not 8-bit grey or RGB.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.mode not in ("L", "RGB", "P", "1"):
-                    raise DataError(f"{path}: expected an 8-bit grey or RGB image, got mode {image.mode}")
-                return np.asarray(image.convert("RGB"))
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{path}: cannot be decoded ({error})") from error
+__all__ = ["preprocess", "read_mask"]
 
 
 def read_mask(path: str | Path, size: tuple[int, int]) -> NDArray[np.bool_]:
     """Decode a defect mask and bring it to ``size`` (height, width) by nearest neighbour.
 
     Args:
-        path: File that Pillow can decode.
+        path: An image file.
         size: ``(height, width)`` of the result.
 
     Returns:
@@ -54,7 +29,7 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> NDArray[np.bool_]:
         DataError: The file cannot be decoded.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             grey = image.convert("L").resize((size[1], size[0]), Image.Resampling.NEAREST)
             levels = np.asarray(grey)
             # Masks come as 0/255 and as 0/1: half of the brightest level cuts both.

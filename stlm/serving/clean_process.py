@@ -16,6 +16,8 @@ __all__ = ["RUNTIME", "allow_only", "forbid_pickle"]
 
 RUNTIME = ("numpy", "onnxruntime", "pillow")
 """Distributions that serving an exported file needs; they bring what they require."""
+_BUILD_SETTINGS = "_sysconfigdata_"
+"""A module of the standard library that is named after the machine."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -51,7 +53,7 @@ class _Fence(importlib.abc.MetaPathFinder):
     ) -> importlib.machinery.ModuleSpec | None:
         del path, target
         top = fullname.partition(".")[0]
-        if top in self._allowed:
+        if top in self._allowed or top.startswith(_BUILD_SETTINGS):
             return None  # the finders after this one look for it
         raise ModuleNotFoundError(f"No module named {fullname!r} among what serving needs", name=fullname)
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stlm.calibration import CALIBRATION_FILE, Calibration
+from stlm.data.image_files import read_image
 from stlm.errors import DataError, ExportError, WeightsError
 from stlm.nn.onnx_session import open_session
 from stlm.serving.package import ONNX_FILE, verify_package
@@ -63,8 +64,6 @@ def predict_files(predictor: Predictor, paths: Iterable[Path]) -> Iterator[Predi
         DataError: A file cannot be decoded.
         WeightsError: The model's output is not finite.
     """
-    from stlm.data.transforms import read_image  # with torch, which a process that serves ONNX does without
-
     rest = iter(paths)
     while images := [read_image(path) for path in islice(rest, _IN_MEMORY)]:
         yield from predictor.predict(images)

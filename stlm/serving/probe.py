@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stlm.data.image_files import open_image
 from stlm.errors import WeightsError
 
-__all__ = ["PROBE_FILE", "ProbeImage", "compare_scores", "read_probe", "write_probe"]
+__all__ = ["PROBE_FILE", "ProbeImage", "compare_scores", "probe_path", "read_probe", "write_probe"]
 
 PROBE_FILE = "probe.json"
 _FOLDER = "probe"
@@ -57,11 +58,16 @@ def write_probe(folder: Path, images: Sequence[ProbeImage], *, tolerance: float)
     (folder / _FOLDER).mkdir()
     rows = []
     for number, image in enumerate(images):
-        file = f"{_FOLDER}/{number:03d}.png"
-        Image.fromarray(image.pixels).save(folder / file)
-        rows.append(asdict(_Row(file=file, name=image.name, score=image.score)))
+        path = probe_path(folder, number)
+        Image.fromarray(image.pixels).save(path)
+        rows.append(asdict(_Row(file=path.relative_to(folder).as_posix(), name=image.name, score=image.score)))
     content = {"tolerance": tolerance, "images": rows}
     (folder / PROBE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def probe_path(folder: Path, number: int) -> Path:
+    """File of the image of that number in a package."""
+    return folder / _FOLDER / f"{number:03d}.png"
 
 
 def read_probe(folder: Path) -> tuple[list[ProbeImage], float]:
@@ -111,5 +117,5 @@ def compare_scores(images: Sequence[ProbeImage], scores: Sequence[float], *, tol
 
 
 def _pixels(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path) as image:
+    with open_image(path) as image:
         return np.asarray(image.convert("RGB"))

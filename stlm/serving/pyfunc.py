@@ -5,14 +5,14 @@ MLflow runs this file when ``mlflow.pyfunc.load_model`` loads the model; the pac
 Input: a DataFrame with the column ``image`` (MLflow makes one of a list of ``{"image": ...}`` or a
 ``{"image": [...]}``). Each cell is one image of any size:
 
-- ``bytes``: an encoded image file, such as PNG;
+- ``bytes``: an encoded image file: BMP, JPEG, PNG, TIFF or WEBP;
 - an ``(H, W, 3)`` uint8 RGB array, or the same as nested lists;
 - a string: an encoded image file in base64, for JSON over HTTP.
 
 Paths are not accepted: a server would open whatever file a caller names.
 
-Output: a DataFrame with one row per image: ``score`` (float), ``label`` (1 is anomalous) and ``anomaly_map``
-(``(h, w)`` float32 array at the model's image size).
+Output: a DataFrame with one row per image, under the caller's index: ``score`` (float), ``label`` (1 is anomalous) and
+``anomaly_map`` (``(h, w)`` float32 array at the model's image size).
 
 ``load_model(uri, model_config={"num_threads": 4})`` gives the model more threads.
 """
@@ -21,7 +21,7 @@ import base64
 import binascii
 import io
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import mlflow.models
 import numpy as np
@@ -29,7 +29,7 @@ import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
 
-from stlm.data.transforms import read_image
+from stlm.data.image_files import read_image
 from stlm.errors import DataError
 from stlm.serving.predictor import OnnxPredictor
 
@@ -53,8 +53,7 @@ def _decode(cell: Any, index: int) -> NDArray[np.uint8]:
             raise DataError(f"image {index}: expected base64 of an image file ({error})") from error
     if isinstance(cell, bytes):
         try:
-            # read_image hands its argument to Pillow, which opens a file object as well as a path.
-            return read_image(cast("Any", io.BytesIO(cell)))
+            return read_image(io.BytesIO(cell))
         except DataError as error:
             raise DataError(f"image {index} of {len(cell)} bytes: {error}") from error
     raise DataError(f"image {index}: expected bytes, base64 or an (H, W, 3) uint8 array, got {type(cell).__name__}")
@@ -84,15 +83,16 @@ class StlmPyfunc(PythonModel):
             params: None are known.
 
         Returns:
-            One row per image: ``score``, ``label``, ``anomaly_map``.
+            One row per image, under its index: ``score``, ``label``, ``anomaly_map``.
 
         Raises:
             DataError: A cell is no image; the message names its place.
         """
-        cells = list(model_input[COLUMN])
+        cells, index = list(model_input[COLUMN]), model_input.index
         if len(cells) == 1 and isinstance(cells[0], list) and all(isinstance(item, str) for item in cells[0]):
             # MLflow makes one row, not many, of {"image": ["...", "..."]}.
             cells = cells[0]
+            index = pd.RangeIndex(len(cells))
         images = [_decode(cell, index) for index, cell in enumerate(cells)]
         predictions = self._predictor.predict(images)
         return pd.DataFrame(
@@ -100,7 +100,8 @@ class StlmPyfunc(PythonModel):
                 "score": [prediction.score for prediction in predictions],
                 "label": [prediction.label for prediction in predictions],
                 "anomaly_map": [prediction.anomaly_map for prediction in predictions],
-            }
+            },
+            index=index,
         )
 
 

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from stlm.config import DataConfig
+from stlm.data.image_files import read_image
 from stlm.data.synthesis import FloatImage, augment_normal, corrupt, leaves_normals
-from stlm.data.transforms import preprocess, read_image
+from stlm.data.transforms import preprocess
 from stlm.models.two_stream import TwoStream
 from stlm.nn.encoders import Features
 from stlm.nn.teachers import Teacher

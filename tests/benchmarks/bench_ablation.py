@@ -18,9 +18,9 @@ import torch
 
 from stlm.bench.learners import StlmLearner, night_of, with_passes
 from stlm.config import RecipeConfig
+from stlm.data.image_files import read_image
 from stlm.data.layout import read_train_normals
 from stlm.data.probes import draw_probes
-from stlm.data.transforms import read_image
 from stlm.evaluation import Detector, score_images
 from stlm.metrics import auroc, pixel_metrics
 from stlm.models.two_stream import TwoStream

@@ -20,10 +20,10 @@ import torch
 from components.quickstart import materialise
 from stlm.bench.figures import judge
 from stlm.bench.patchcore import PatchCore
+from stlm.data.image_files import read_image
 from stlm.data.layout import GoldenSet, read_golden_set, read_train_normals
 from stlm.data.probes import draw_probes
 from stlm.data.synthesis import embedded_textures
-from stlm.data.transforms import read_image
 from stlm.evaluation import Detector, score_images
 from stlm.metrics import auroc
 from stlm.models.isstad import Isstad

@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
+from stlm.data.image_files import read_image
 from stlm.data.layout import GoldenItem, read_golden_set, read_train_normals
-from stlm.data.transforms import read_image, read_mask
+from stlm.data.transforms import read_mask
 from stlm.evaluation import score_images
 from stlm.nn.mobile_sam import build_mobile_sam
 from stlm.nn.teachers import load_sam

@@ -28,8 +28,9 @@ from components.steps.validate.step import ValidateInputs, validate
 from components.steps.version.step import VersionInputs, version
 from stlm.calibration import calibrate_threshold
 from stlm.data.facts import image_facts, nearest_hashes, read_facts
+from stlm.data.image_files import read_image
 from stlm.data.synthesis import embedded_textures
-from stlm.data.transforms import preprocess, read_image
+from stlm.data.transforms import preprocess
 from stlm.models.registry import build_model
 from stlm.nn.lite0 import build_lite0_trunk
 from stlm.recipes import lite

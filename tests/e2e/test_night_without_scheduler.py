@@ -17,7 +17,7 @@ from components.config import load_config
 from components.core.contracts import ANCHOR_ALIAS, ModelRef
 from components.core.run_records import read_night
 from components.local_stack.workspace import open_workspace
-from stlm.data.transforms import read_image
+from stlm.data.image_files import read_image
 from stlm.serving.predictor import OnnxPredictor, TorchPredictor
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.pickles import pickles_below

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from stlm.data.transforms import preprocess, read_image
+from stlm.data.image_files import read_image
+from stlm.data.transforms import preprocess
 from stlm.errors import ExportError
 from stlm.export.onnx import _resize_weights, export_onnx, parity
 from stlm.models.registry import build_model

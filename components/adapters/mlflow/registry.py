@@ -204,27 +204,30 @@ class ModelRegistry:
             for tag, sha256 in sums.items():
                 self._client.set_model_version_tag(version.name, version.version, tag, sha256)
 
-    def model_file(self, key: ModelKey, number: int, into: Path) -> None:
-        """Fetch a version's ``MLmodel``, which says what it takes and gives, without the rest of it.
+    def download_model(self, key: ModelKey, number: int, into: Path) -> Path:
+        """Fetch a version's whole MLflow model: the package, the code that travels with it, and what it requires.
 
         Args:
             key: Whose model it is.
             number: MLflow's version.
             into: A folder.
 
+        Returns:
+            The model's folder; what is in it is not verified.
+
         Raises:
-            InputError: There is no such version, or it has no such file.
+            InputError: There is no such version, or its model cannot be read.
             TransientError: MLflow cannot be reached.
         """
         version = self._version(key, number)
         with reaching(self._uri):
             uri = self._client.get_model_version_download_uri(version.name, version.version).rstrip("/")
             try:
-                mlflow.artifacts.download_artifacts(
-                    artifact_uri=f"{uri}/MLmodel", dst_path=str(into), tracking_uri=self._uri
+                return Path(
+                    mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(into), tracking_uri=self._uri)
                 )
             except (MlflowException, OSError) as error:
-                raise InputError(f"{uri}/MLmodel cannot be read: {error}") from error
+                raise InputError(f"{uri} cannot be read: {error}") from error
 
     def register(
         self,
@@ -235,6 +238,7 @@ class ModelRegistry:
         tags: Mapping[str, str],
         attachments: Mapping[str, bytes] | None = None,
         fence: Fence | None = None,
+        model_dir: Path | None = None,
     ) -> ModelRef:
         """The version of this package; made, and its files uploaded to the run, unless it is there already.
 
@@ -245,6 +249,7 @@ class ModelRegistry:
             tags: Written with a new version; identity tags are added.
             attachments: Files kept beside a new version's model, by name; their sha256 become tags.
             fence: Of the writer; the registry refuses a lower one than it has seen.
+            model_dir: The package as an MLflow model, where it has been made already.
 
         Returns:
             The version with its package, downloaded again and verified.
@@ -256,7 +261,7 @@ class ModelRegistry:
         with reaching(self._uri), self._exclusive(key):
             version = self._find(key, package)
             if version is None:
-                source = self._upload(package, run_id)
+                source = self._upload(package, run_id, model_dir)
                 sums = self._attach(package.digest, run_id, attachments or {})
                 self.aliases(key).create()
                 if fence is not None:
@@ -311,11 +316,11 @@ class ModelRegistry:
         )
         return min(found, key=lambda version: int(version.version), default=None)
 
-    def _upload(self, package: PackageRef, run_id: str) -> str:
+    def _upload(self, package: PackageRef, run_id: str, model_dir: Path | None = None) -> str:
         """Put the package, as an MLflow model, among the run's artifacts; files of a crashed try are overwritten."""
         place = f"model/{package.digest[:16]}"
         with tempfile.TemporaryDirectory(prefix="stlm-model-") as folder:
-            model = save_served_model(Path(package.package_dir), Path(folder))
+            model = model_dir or save_served_model(Path(package.package_dir), Path(folder))
             self._client.log_artifacts(run_id, str(model), place)
         return f"{str(self._client.get_run(run_id).info.artifact_uri).rstrip('/')}/{place}"
 

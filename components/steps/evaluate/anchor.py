@@ -27,9 +27,9 @@ from components.steps.evaluate.measuring import (
     stored_calibration,
 )
 from stlm.comparison import MeasuredModel
+from stlm.data.image_files import read_image
 from stlm.data.layout import GoldenSet
 from stlm.data.pixel_set import PixelSet
-from stlm.data.transforms import read_image
 from stlm.errors import WeightsError
 from stlm.metrics import ImageMeasurement, PixelMeasurement, PixelStatistics
 from stlm.serving.package import verify_package

@@ -28,8 +28,8 @@ from components.core.errors import InputError
 from components.core.npz import read_arrays
 from components.core.step_runner import once
 from stlm.calibration import CALIBRATION_FILE, Calibration
+from stlm.data.image_files import read_image
 from stlm.data.layout import read_golden_set
-from stlm.data.transforms import read_image
 from stlm.errors import DataError, ExportError, WeightsError
 from stlm.export.latency import latencies_ms
 from stlm.export.onnx import ParityReport, export_onnx, parity

@@ -9,7 +9,7 @@ from components.config.zero_shot import ZeroShotSettings
 from components.core.contracts import RunRef
 from components.core.errors import InputError
 from components.zero_shot import clip_judge
-from stlm.data.transforms import read_image
+from stlm.data.image_files import read_image
 from stlm.errors import StlmError
 from stlm.screening import MIN_IMAGES, outlier_limit
 

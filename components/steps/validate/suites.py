@@ -5,14 +5,10 @@ are lots that are rejected whole. Every expectation carries the reason that peop
 """
 
 import datetime as dt
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-# Read when the package is imported; set here as well, so that nobody's telemetry depends on who started us.
-os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
 import great_expectations as gx
 import pandas as pd

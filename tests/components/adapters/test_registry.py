@@ -229,15 +229,20 @@ for kind, images in kinds.items():
     table = model.predict(images)
     rows = table.itertuples()
     answers[kind] = [[r.score, r.label, float(r.anomaly_map.max()), list(r.anomaly_map.shape)] for r in rows]
+indexes = [
+    list(model.predict(pd.DataFrame({"image": chosen}, index=index)).index)
+    for chosen, index in ((files, ["b", "a"]), (files, [7, 7]), ([], []))
+]
 refusals = []
-for cell in (sys.argv[2], b"no image", [[[1.5, 0.0, 0.0]]], None):
+for cell in (sys.argv[2], b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\\n%%EOF", [[[1.5, 0.0, 0.0]]], None):
     try:
         model.predict(pd.DataFrame({"image": [cell]}))
     except ValueError as error:
         refusals.append(str(error))
 signature = model.metadata.signature
 names = [[column.name for column in schema.inputs] for schema in (signature.inputs, signature.outputs)]
-print(json.dumps({"answers": answers, "refusals": refusals, "names": names}))
+print(json.dumps({"answers": answers, "refusals": refusals, "names": names, "indexes": indexes,
+                  "torch": "torch" in sys.modules}))
 """
     environment = {
         "PATH": os.environ["PATH"],
@@ -266,5 +271,7 @@ print(json.dumps({"answers": answers, "refusals": refusals, "names": names}))
     assert set(said["answers"]) == {"bytes", "arrays", "records", "base64", "lists"}
     assert all(answer == expected for answer in said["answers"].values())
     assert said["names"] == [["image"], ["score", "label", "anomaly_map"]]
-    assert len(said["refusals"]) == 4
+    assert said["indexes"] == [["b", "a"], [7, 7], []]
+    assert said["torch"] is False
+    assert len(said["refusals"]) == 5
     assert all("image 0" in refusal for refusal in said["refusals"])

@@ -11,7 +11,7 @@ import pytest
 from components.adapters.mlflow.pyfunc_model import save_served_model
 from components.core.errors import InputError
 from components.local_stack.airflow_env import repository_root
-from components.promotion.load_check import check_loads, check_signature
+from components.promotion.load_check import check_loads, check_serves, check_signature
 from components.promotion.sbom import bill_of_materials, components_of
 from stlm.errors import WeightsError
 from stlm.serving.load_check import check_package
@@ -109,6 +109,39 @@ def test_the_models_signature_is_compared_without_loading_it_and_nothing_in_it_i
     (model / "MLmodel").write_text("no model")
     with pytest.raises(InputError, match="cannot be verified"):
         check_signature(package, model)
+
+
+@pytest.fixture
+def served(package: Path, tmp_path: Path) -> Path:
+    """The package as an MLflow model."""
+    (tmp_path / "served").mkdir()
+    return save_served_model(package, tmp_path / "served")
+
+
+def test_what_is_checked_is_what_serves_and_it_needs_no_torch(served: Path) -> None:
+    assert check_serves(served, scores_needed=True) == 2
+    assert "torch" not in (served / "requirements.txt").read_text()
+    code = {path.relative_to(served / "code" / "stlm").parts[0] for path in (served / "code").rglob("*.py")}
+    assert code == {"__init__.py", "calibration.py", "data", "errors.py", "nn", "serving"}
+
+
+def test_code_beside_the_package_that_scores_otherwise_is_refused(served: Path) -> None:
+    code = served / "code" / "stlm" / "serving" / "predictor.py"
+    _change(code, "Prediction(score=float(score),", "Prediction(score=float(score) + 0.01,")
+
+    with pytest.raises(InputError, match=r"the MLflow model of .* golden image test/good/00\d.png scores .*, recorded"):
+        check_serves(served, scores_needed=True)
+
+
+def test_a_model_may_import_what_its_own_requirements_name_and_nothing_else(served: Path) -> None:
+    code, requirements = served / "code" / "stlm" / "serving" / "predictor.py", served / "requirements.txt"
+    code.write_text(code.read_text().replace("import numpy as np\n", "import numpy as np\nimport filelock\n", 1))
+    with pytest.raises(InputError, match=r"does not load in a clean process: .*No module named 'filelock' among what"):
+        check_serves(served, scores_needed=True)
+
+    requirements.write_text(requirements.read_text() + "\nfilelock==3\n")  # as models of before name torch
+
+    assert check_serves(served, scores_needed=True) == 2
 
 
 def _clean(script: str) -> list[str]:

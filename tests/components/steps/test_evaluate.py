@@ -32,8 +32,8 @@ from components.steps.evaluate.step import EvaluateInputs, evaluate
 from components.steps.gate.step import GateInputs, gate
 from stlm.calibration import Calibration, calibrate_threshold
 from stlm.data.facts import image_facts
+from stlm.data.image_files import read_image
 from stlm.data.probes import draw_probe
-from stlm.data.transforms import read_image
 from stlm.evaluation import score_images
 from stlm.metrics import auroc, pixel_metrics
 from stlm.models.registry import build_model, load_model, save_model

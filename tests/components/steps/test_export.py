@@ -16,8 +16,9 @@ from components.core.contracts import CandidateRef, EvaluationRef, ModelRef, to_
 from components.core.errors import InputError
 from components.promotion.load_check import check_loads
 from components.steps.export.step import ExportInputs, _spread, export
+from stlm.data.image_files import read_image
 from stlm.data.layout import read_golden_set
-from stlm.data.transforms import preprocess, read_image
+from stlm.data.transforms import preprocess
 from stlm.serving.package import verify_package
 from stlm.serving.predictor import OnnxPredictor
 from tests.helpers.model_package import calibration, night, tiny_model, write_candidate, write_package

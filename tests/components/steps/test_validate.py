@@ -27,7 +27,7 @@ from components.steps.__main__ import main
 from components.steps.collect.step import CollectInputs, collect
 from components.steps.validate.step import ValidateInputs, validate
 from components.steps.version.step import VersionInputs, version
-from stlm.data.transforms import read_image
+from stlm.data.image_files import read_image
 from stlm.serving.predictor import TorchPredictor
 from tests.helpers.landing import feed_from_folder
 from tests.helpers.model_package import KEY, new_mlflow, write_package
