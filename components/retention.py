@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Literal
 
 from components.adapters.mlflow.tracking import delete_artifacts, find_run, list_artifacts
-from components.adapters.run_lock import open_lineage
+from components.adapters.run_lock import open_run_lock
 from components.config import MlflowSettings, PromoteSettings, ScheduleSettings
 from components.core.contracts import Contract, ModelKey, RunRef
 from components.core.run_records import is_locked, nights, read_night
-from components.promotion.alias_transaction import Desk, open_desk
-from components.promotion.champion_state import standing_of
-from components.promotion.version_retention import delete_version, named_candidates, why_kept
+from components.promotion.alias_transaction import AliasManager, open_alias_manager
+from components.promotion.champion_state import replay_ledger
+from components.promotion.version_retention import delete_version, named_candidates, retention_reason
 
-__all__ = ["Doomed", "Retention", "RetentionInputs", "plan_retention", "sweep"]
+__all__ = ["DeletionItem", "Retention", "RetentionInputs", "delete_expired", "plan_retention"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class RetentionInputs(Contract):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Doomed(Contract):
+class DeletionItem(Contract):
     """One thing that may go."""
 
     kind: Literal["version", "night", "images", "artifacts", "download"]
@@ -74,7 +74,7 @@ class Doomed(Contract):
 class Retention(Contract):
     """What may go, and which old nights stay, with the reason."""
 
-    doomed: tuple[Doomed, ...]
+    doomed: tuple[DeletionItem, ...]
     kept: tuple[str, ...]
 
     @property
@@ -96,11 +96,11 @@ def plan_retention(inputs: RetentionInputs) -> Retention:
         LedgerBrokenError: The ledger was tampered with: what it names is not known.
         TransientError: MLflow or the ledger cannot be reached.
     """
-    desk = open_desk(inputs.key, work_dir=inputs.work_dir, mlflow=inputs.mlflow, settings=inputs.promote)
-    return _plan(inputs, desk)
+    manager = open_alias_manager(inputs.key, work_dir=inputs.work_dir, mlflow=inputs.mlflow, settings=inputs.promote)
+    return _plan(inputs, manager)
 
 
-def sweep(inputs: RetentionInputs) -> Retention:
+def delete_expired(inputs: RetentionInputs) -> Retention:
     """Delete what may go, while no night of the key can run.
 
     Args:
@@ -114,22 +114,22 @@ def sweep(inputs: RetentionInputs) -> Retention:
         LedgerBrokenError: The ledger was tampered with; nothing was deleted.
         TransientError: MLflow or the ledger cannot be reached; the next sweep goes on from here.
     """
-    desk = open_desk(inputs.key, work_dir=inputs.work_dir, mlflow=inputs.mlflow, settings=inputs.promote)
-    lineage = open_lineage(
+    manager = open_alias_manager(inputs.key, work_dir=inputs.work_dir, mlflow=inputs.mlflow, settings=inputs.promote)
+    run_lock = open_run_lock(
         inputs.key, work_dir=inputs.work_dir, promote=inputs.promote, schedule=inputs.schedule
-    ).waiting(0)
-    with lineage.held(f"retention {inputs.today}", release=True) as fence:
-        found = _plan(inputs, desk)
+    ).with_timeout(0)
+    with run_lock.held(f"retention {inputs.today}", release=True) as fence:
+        found = _plan(inputs, manager)
         for item in found.doomed:
             fence.renew()
-            _delete(inputs, desk, item)
+            _delete(inputs, manager, item)
             logger.info("retention key=%s %s bytes=%d", inputs.key.slug, item.what, item.num_bytes)
     return found
 
 
-def _delete(inputs: RetentionInputs, desk: Desk, item: Doomed) -> None:
+def _delete(inputs: RetentionInputs, manager: AliasManager, item: DeletionItem) -> None:
     if item.kind == "version":
-        delete_version(desk, item.version, by="retention")
+        delete_version(manager, item.version, by="retention")
     if item.artifacts:
         delete_artifacts(inputs.mlflow, item.run_id, item.artifacts)
     for path in map(Path, item.paths):
@@ -141,19 +141,21 @@ def _delete(inputs: RetentionInputs, desk: Desk, item: Doomed) -> None:
             path.unlink(missing_ok=True)
 
 
-def _plan(inputs: RetentionInputs, desk: Desk) -> Retention:
-    chain, posted = desk.look()
-    standing, tags_of = standing_of(chain.entries), desk.registry.versions(inputs.key)
-    staying = {number: why for number, tags in tags_of.items() if (why := why_kept(number, tags, standing, posted))}
+def _plan(inputs: RetentionInputs, manager: AliasManager) -> Retention:
+    chain, posted = manager.snapshot()
+    state, tags_of = replay_ledger(chain.entries), manager.registry.versions(inputs.key)
+    staying = {
+        number: why for number, tags in tags_of.items() if (why := retention_reason(number, tags, state, posted))
+    }
     named = named_candidates(chain.entries, (tags_of[number] for number in staying))
     limit = dt.date.fromisoformat(inputs.today) - dt.timedelta(days=inputs.older_than_days)
-    doomed: list[Doomed] = []
+    doomed: list[DeletionItem] = []
     going: set[int] = set()
     for number, tags in sorted(tags_of.items()):
         old = tags.get("stlm.partition", inputs.today) < limit.isoformat()
         if old and number not in staying and "stlm.backfill" not in tags:
             going.add(number)
-            doomed.append(Doomed(kind="version", what=f"version {number}, which never served", version=number))
+            doomed.append(DeletionItem(kind="version", what=f"version {number}, which never served", version=number))
     served = {tags["stlm.package_digest"][:_DIGEST_CHARS] for number, tags in tags_of.items()
               if number not in going and "stlm.package_digest" in tags}  # fmt: skip
     kept: list[str] = []
@@ -186,7 +188,7 @@ def _candidates(run: RunRef) -> set[str]:
     return {str(output["candidate_key"]) for output in outputs}
 
 
-def _of_night(inputs: RetentionInputs, run: RunRef, *, is_named: bool, served: set[str]) -> Iterator[Doomed]:
+def _of_night(inputs: RetentionInputs, run: RunRef, *, is_named: bool, served: set[str]) -> Iterator[DeletionItem]:
     folder = run.run_dir
     paths = [path for pattern in _COPIES for path in sorted(folder.glob(pattern))]
     if is_named:
@@ -195,7 +197,7 @@ def _of_night(inputs: RetentionInputs, run: RunRef, *, is_named: bool, served: s
     else:
         paths += [path for step in _STEPS for path in sorted((folder / step).glob("*"))]
     if paths:
-        yield Doomed(
+        yield DeletionItem(
             kind="images" if is_named else "night",
             what=f"night {run.partition}: {'copies of images' if is_named else 'checkpoints, candidate and page'}",
             num_bytes=_size_of(paths),
@@ -211,7 +213,7 @@ def _of_night(inputs: RetentionInputs, run: RunRef, *, is_named: bool, served: s
         if top == "report" or place.rpartition("/")[2] not in served
     }
     if found:
-        yield Doomed(
+        yield DeletionItem(
             kind="artifacts",
             what=f"night {run.partition}: page and candidate in MLflow",
             num_bytes=sum(found.values()),
@@ -220,12 +222,12 @@ def _of_night(inputs: RetentionInputs, run: RunRef, *, is_named: bool, served: s
         )
 
 
-def _downloads(inputs: RetentionInputs, carrying: set[int], limit: dt.date) -> Iterator[Doomed]:
+def _downloads(inputs: RetentionInputs, carrying: set[int], limit: dt.date) -> Iterator[DeletionItem]:
     cache = Path(inputs.work_dir) / "models" / inputs.key.registered_model
     for folder in sorted(cache.glob("[0-9]*")):
         used = dt.datetime.fromtimestamp(folder.stat().st_mtime, dt.UTC).date()
         if int(folder.name) not in carrying and used < limit:
-            yield Doomed(
+            yield DeletionItem(
                 kind="download",
                 what=f"downloaded package of version {folder.name}",
                 num_bytes=_size_of([folder]),

@@ -22,13 +22,13 @@ from stlm.zero_shot.clip_map import ClipMapper
 from stlm.zero_shot.prompts import DEFAULT_PROMPTS, load_prompts
 from stlm.zero_shot.segmenter import SamSegmenter
 
-__all__ = ["Judge", "Judgement", "MaskArtist", "champion_judge", "clip_judge", "mask_artist"]
+__all__ = ["MaskProposer", "Score", "Scorer", "champion_judge", "clip_judge", "mask_artist"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Judgement:
+class Score:
     """What a judge makes of one image."""
 
     score: float
@@ -39,7 +39,7 @@ class Judgement:
     """What it looks like, where the judge has words for it."""
 
 
-class Judge(Protocol):
+class Scorer(Protocol):
     """Scores images and says where."""
 
     @property
@@ -57,7 +57,7 @@ class Judge(Protocol):
         """No image may be smaller."""
         ...
 
-    def judge(self, images: Sequence[NDArray[np.uint8]]) -> list[Judgement]:
+    def judge(self, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
         """Judge ``(H, W, 3)`` uint8 RGB images of any sizes, in order."""
         ...
 
@@ -70,10 +70,10 @@ class _ClipJudge:
         self.name = name
         self.min_side_px = min_side_px
 
-    def judge(self, images: Sequence[NDArray[np.uint8]]) -> list[Judgement]:
+    def judge(self, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
         words = len(self._mapper.classes) > 1
         return [
-            Judgement(score=found.score, anomaly_map=found.anomaly_map, remark=found.likeliest if words else "")
+            Score(score=found.score, anomaly_map=found.anomaly_map, remark=found.likeliest if words else "")
             for found in self._mapper.judge(images)
         ]
 
@@ -89,13 +89,11 @@ class _ChampionJudge:
     def threshold(self) -> float | None:
         return self._predictor.threshold
 
-    def judge(self, images: Sequence[NDArray[np.uint8]]) -> list[Judgement]:
-        return [
-            Judgement(score=found.score, anomaly_map=found.anomaly_map) for found in self._predictor.predict(images)
-        ]
+    def judge(self, images: Sequence[NDArray[np.uint8]]) -> list[Score]:
+        return [Score(score=found.score, anomaly_map=found.anomaly_map) for found in self._predictor.predict(images)]
 
 
-def clip_judge(settings: ZeroShotSettings, product: str, cache_dir: Path) -> Judge:
+def clip_judge(settings: ZeroShotSettings, product: str, cache_dir: Path) -> Scorer:
     """CLIP with a product's prompts.
 
     Args:
@@ -128,7 +126,7 @@ def clip_judge(settings: ZeroShotSettings, product: str, cache_dir: Path) -> Jud
     )
 
 
-def champion_judge(champion: ModelRef) -> Judge:
+def champion_judge(champion: ModelRef) -> Scorer:
     """A champion's own scores and maps.
 
     Args:
@@ -146,7 +144,7 @@ def champion_judge(champion: ModelRef) -> Judge:
         raise InputError(f"champion version {champion.version}: {error}") from error
 
 
-class MaskArtist:
+class MaskProposer:
     """Draws masks from maps: through SAM where there is one, else the thresholded map.
 
     Args:
@@ -169,7 +167,7 @@ class MaskArtist:
         return refine_mask(anomaly_map, self._segmenter, self._segmenter.embed(image), cascade)
 
 
-def mask_artist(settings: ZeroShotSettings, cache_dir: Path) -> MaskArtist:
+def mask_artist(settings: ZeroShotSettings, cache_dir: Path) -> MaskProposer:
     """SAM as configured.
 
     Args:
@@ -183,13 +181,13 @@ def mask_artist(settings: ZeroShotSettings, cache_dir: Path) -> MaskArtist:
         InputError: The checkpoint does not fit.
     """
     if not settings.sam_checkpoint:
-        return MaskArtist(None, settings)
+        return MaskProposer(None, settings)
     try:
         _say_fetch(settings.sam_checkpoint, cache_dir)
         sam = load_sam(settings.sam_model, settings.sam_checkpoint, settings.sam_sha256, cache_dir)
     except StlmError as error:
         raise InputError(f"zero_shot: {error}") from error
-    return MaskArtist(SamSegmenter(sam=sam.to(_device(settings))), settings)
+    return MaskProposer(SamSegmenter(sam=sam.to(_device(settings))), settings)
 
 
 def _device(settings: ZeroShotSettings) -> str:

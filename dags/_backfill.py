@@ -9,9 +9,9 @@ from components.core.contracts import BatchRef, Contract, Fence, Parent, RunRef,
 from dags._run import Json
 
 if TYPE_CHECKING:
-    from components.backfill.night_start import Opening
+    from components.backfill.night_start import RunStart
 
-__all__ = ["close", "collect", "judged_against", "parent", "version"]
+__all__ = ["baselines_of", "close", "collect", "parent", "version"]
 
 
 def collect(config: PipelineConfig, model: ModelSettings, run: RunRef) -> Contract:
@@ -24,14 +24,14 @@ def collect(config: PipelineConfig, model: ModelSettings, run: RunRef) -> Contra
             f"night {run.partition} is not in the data repository, so there is nothing to replay; a night that never "
             f"ran is started with its partition as an ordinary run"
         )
-    return opening.collect_again(config, run, start)
+    return opening.restore_batch(config, run, start)
 
 
 def version(config: PipelineConfig, run: RunRef, batch: BatchRef, fence: Fence | None) -> Contract:
     """Add the night to the backfill's branch of the data repository."""
     from components.backfill import night_start as opening
 
-    return opening.version_again(config, run, opening.read_opening(run), batch, fence)
+    return opening.version_on_branch(config, run, opening.read_opening(run), batch, fence)
 
 
 def parent(run: RunRef) -> Parent:
@@ -41,7 +41,7 @@ def parent(run: RunRef) -> Parent:
     return Parent(model=read_opening(run).parent)
 
 
-def judged_against(run: RunRef, validation: Json) -> "ValidationRef | Opening":
+def baselines_of(run: RunRef, validation: Json) -> "ValidationRef | RunStart":
     """Champion and anchor: those that the night builds on, or, of a replayed one, those at the time of its replay."""
     if not run.backfill:
         return ValidationRef.from_json(validation)
@@ -52,9 +52,9 @@ def judged_against(run: RunRef, validation: Json) -> "ValidationRef | Opening":
 
 def close(run: RunRef, outputs: dict[str, Any]) -> None:
     """Note what the night came to, for the next one to build on."""
-    from components.backfill.night_start import close_night
+    from components.backfill.night_start import finish_run
 
-    close_night(
+    finish_run(
         run,
         evaluation=outputs["evaluation"],
         decision=outputs["decision"],

@@ -71,18 +71,18 @@ def night_ended(config: PipelineConfig, model: ModelSettings, run: RunRef, outco
     """
     if not any(conf.getboolean("metrics", switch, fallback=False) for switch in _SWITCHES):
         return  # looking it up would cost a moment for nothing
-    from components.notifications.outcomes import bad_nights
-    from components.promotion.alias_transaction import open_desk
-    from components.promotion.champion_state import standing_of
+    from components.notifications.outcomes import failure_streak
+    from components.promotion.alias_transaction import open_alias_manager
+    from components.promotion.champion_state import replay_ledger
 
     try:
-        _gauge(run.key, "nights.bad_in_a_row", len(bad_nights(run, outcome, config.alerts)))
-        desk = open_desk(model.key, work_dir=run.work_dir, mlflow=config.mlflow, settings=config.promote)
-        standing = standing_of(desk.look()[0].entries)
+        _gauge(run.key, "nights.bad_in_a_row", len(failure_streak(run, outcome, config.alerts)))
+        manager = open_alias_manager(model.key, work_dir=run.work_dir, mlflow=config.mlflow, settings=config.promote)
+        state = replay_ledger(manager.snapshot()[0].entries)
     except (ValueError, TransientError) as error:  # a record or the ledger; the night is what it is
         logger.warning("row of bad nights or age of the champion unknown: %s", error)
         return
-    since = standing.commits.get(standing.champion or 0)
+    since = state.commits.get(state.champion or 0)
     if since is not None:
         _gauge(run.key, "champion.age_seconds", round((now - since.time).total_seconds()))
 

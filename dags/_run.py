@@ -31,13 +31,13 @@ __all__ = [
     "Step",
     "backfill_of",
     "began",
-    "by_hand",
     "configuration",
     "current_fence",
     "failures_of",
+    "manual_task",
     "person_params",
     "retrying",
-    "signed",
+    "with_account",
 ]
 
 CONFIG_VARIABLE = "STLM_CONFIG"
@@ -106,7 +106,7 @@ class Step:
             yield
             return
         from components.adapters.lease import LeaseHeldError
-        from components.adapters.run_lock import open_lineage
+        from components.adapters.run_lock import open_run_lock
 
         context = get_current_context()
         is_first, is_last = step == STEPS[0], step == STEPS[-1]
@@ -115,14 +115,14 @@ class Step:
         begun = _states(context, [STEPS[0]]).get(STEPS[0]) if is_last else None
         if begun == "skipped" or (begun == "failed" and run.backfill):
             raise AirflowSkipException("the night did not begin, so there is nothing to report")
-        lineage = open_lineage(self._key, work_dir=self._work_dir, promote=self._ledger, schedule=self._schedule)
+        run_lock = open_run_lock(self._key, work_dir=self._work_dir, promote=self._ledger, schedule=self._schedule)
         what = f"backfill {run.backfill}" if run.backfill else "nightly run"
         name = f"{what} {run.partition} ({context['dag_run'].run_id})"
         with contextlib.ExitStack() as stack:
             try:
-                fence = stack.enter_context(lineage.held(name, release=is_last))
+                fence = stack.enter_context(run_lock.held(name, release=is_last))
             except LeaseHeldError as error:
-                _locked(step, run, f"locked by {lineage.holder() or 'another run'}: {error}")
+                _locked(step, run, f"locked by {run_lock.holder() or 'another run'}: {error}")
                 raise
             token = _FENCE.set(fence)
             stack.callback(_FENCE.reset, token)
@@ -193,7 +193,7 @@ def retrying(schedule: ScheduleSettings) -> dict[str, Any]:
     return {"retries": schedule.retries, "retry_delay": dt.timedelta(seconds=schedule.retry_delay_s)}
 
 
-def by_hand(schedule: ScheduleSettings, **task_options: Any) -> Callable[[Callable[[Json], Contract]], Any]:
+def manual_task(schedule: ScheduleSettings, **task_options: Any) -> Callable[[Callable[[Json], Contract]], Any]:
     """Decorator that turns a function of the trigger form's values into a task; it belongs to no night.
 
     Args:
@@ -208,7 +208,7 @@ def by_hand(schedule: ScheduleSettings, **task_options: Any) -> Callable[[Callab
         def body() -> Json:
             context = get_current_context()
             params = dict(context["params"])
-            params["by"] = signed(params["by"], context["dag_run"].triggering_user_name)
+            params["by"] = with_account(params["by"], context["dag_run"].triggering_user_name)
             try:
                 outputs = function(params).to_json()
             except InputError as error:
@@ -221,7 +221,7 @@ def by_hand(schedule: ScheduleSettings, **task_options: Any) -> Callable[[Callab
     return decorate
 
 
-def signed(by: str, account: str | None) -> str:
+def with_account(by: str, account: str | None) -> str:
     """Who decides: the name given, and the account that started the run where that is another one."""
     return by if account in (None, "", by) else f"{by} (account {account})"
 

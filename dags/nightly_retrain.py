@@ -104,7 +104,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         """Measure candidate, champion and anchor on the golden set, in one run."""
         from components.steps.evaluate import step as component
 
-        judges = replayed.judged_against(run, validation)
+        judges = replayed.baselines_of(run, validation)
         return component.evaluate(
             inputs(run).evaluate(CandidateRef.from_json(candidate), champion=judges.champion, anchor=judges.anchor)
         )
@@ -118,7 +118,7 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
             inputs(run).export(
                 CandidateRef.from_json(candidate),
                 EvaluationRef.from_json(evaluation),
-                champion=replayed.judged_against(run, validation).champion,
+                champion=replayed.baselines_of(run, validation).champion,
             )
         )
 

@@ -10,7 +10,7 @@ from airflow.sdk import DAG, Param
 
 from components.config import PipelineConfig
 from components.core.contracts import Contract
-from dags._run import Json, by_hand, configuration, person_params
+from dags._run import Json, configuration, manual_task, person_params
 
 
 def promote_model(config: PipelineConfig) -> DAG:
@@ -23,7 +23,7 @@ def promote_model(config: PipelineConfig) -> DAG:
         The DAG.
     """
 
-    @by_hand(config.schedule, pool="promotion")
+    @manual_task(config.schedule, pool="promotion")
     def promote_by_hand(params: Json) -> Contract:
         """Check the candidate and make it the champion."""
         from components.promotion import manual as component

@@ -8,7 +8,7 @@ from airflow.sdk import DAG, Param
 
 from components.config import PipelineConfig
 from components.core.contracts import Contract
-from dags._run import Json, by_hand, configuration, person_params
+from dags._run import Json, configuration, manual_task, person_params
 
 
 def rollback_model(config: PipelineConfig) -> DAG:
@@ -22,7 +22,7 @@ def rollback_model(config: PipelineConfig) -> DAG:
     """
 
     # No pool: a roll-back does not stand in line behind a night; the lease keeps them apart.
-    @by_hand(config.schedule)
+    @manual_task(config.schedule)
     def rollback(params: Json) -> Contract:
         """Check the version and move the alias back."""
         from components.promotion import rollback as component

@@ -54,7 +54,7 @@ def watch_nights(config: PipelineConfig) -> DAG:
             raise AirflowSkipException(f"no night was due in the day before {day} {deadline}")
         return {
             model.key.slug: component.watch(
-                component.WatchInputs(
+                component.DeadlineInputs(
                     run=RunRef(key=model.key, partition=night, work_dir=config.paths.work_dir),
                     deadline=f"{day} {deadline} {schedule.timezone}",
                     mlflow=config.mlflow,

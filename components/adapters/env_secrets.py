@@ -4,10 +4,10 @@ import os
 
 from components.core.errors import InputError
 
-__all__ = ["secret_of"]
+__all__ = ["read_secret"]
 
 
-def secret_of(variable: str) -> str:
+def read_secret(variable: str) -> str:
     """The value of an environment variable; ``InputError``, which names it, where it is not set."""
     value = os.environ.get(variable, "")
     if not value:

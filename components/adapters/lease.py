@@ -24,9 +24,9 @@ __all__ = [
     "Clock",
     "Lease",
     "LeaseHeldError",
-    "LeaseObject",
     "StaleLeaseError",
-    "called",
+    "StoredLease",
+    "holder_label",
     "holder_name",
     "utc_now",
 ]
@@ -73,12 +73,12 @@ def holder_name(what: str) -> str:
     return f"{what}@{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
-def called(holder: str) -> str:
+def holder_label(holder: str) -> str:
     """What a holder's name says to people: without host, process and nonce."""
     return holder.rpartition("@")[0] or holder
 
 
-class LeaseObject:
+class StoredLease:
     """One lease in a store.
 
     Args:
@@ -107,11 +107,11 @@ class LeaseObject:
             InputError: The object is no lease.
             TransientError: The store cannot be reached.
         """
-        found = self._read_tagged()
+        found = self._read_with_etag()
         return None if found is None else found[0]
 
     def take(
-        self, holder: str, *, seconds: float, above_fence: int = 0, wait_s: float = 0.0, going_on: bool = False
+        self, holder: str, *, seconds: float, above_fence: int = 0, wait_s: float = 0.0, reentrant: bool = False
     ) -> Lease:
         """Become the holder; wait for the present one if need be.
 
@@ -120,7 +120,7 @@ class LeaseObject:
             seconds: How long the lease holds unless renewed.
             above_fence: Fences up to this one were seen by what the lease guards; the new one is higher.
             wait_s: How long to wait for a holder, in seconds.
-            going_on: Whether to take it over at once from a holder of the same name but for process and nonce: an
+            reentrant: Whether to take it over at once from a holder of the same name but for process and nonce: an
                 earlier step of the same work, or an attempt that is given up, whose fence is too low from now on.
 
         Returns:
@@ -133,8 +133,8 @@ class LeaseObject:
         """
         deadline, pause_s = time.monotonic() + wait_s, _POLL_S[0]
         while True:
-            now, found = self._clock(), self._read_tagged()
-            mine_already = going_on and found is not None and called(found[0].holder) == called(holder)
+            now, found = self._clock(), self._read_with_etag()
+            mine_already = reentrant and found is not None and holder_label(found[0].holder) == holder_label(holder)
             if found is None or not found[0].holder or found[0].expiry <= now or mine_already:
                 fence = max(above_fence, 0 if found is None else found[0].fence) + 1
                 mine = Lease(holder=holder, fence=fence, expires_at=_iso(now + dt.timedelta(seconds=seconds)))
@@ -161,7 +161,7 @@ class LeaseObject:
             StaleLeaseError: It ran out, or somebody else has it.
             TransientError: The store cannot be reached.
         """
-        now, found = self._clock(), self._read_tagged()
+        now, found = self._clock(), self._read_with_etag()
         if found is None or found[0].holder != lease.holder or found[0].fence != lease.fence:
             now_with = "nobody" if found is None else f"{found[0].holder or 'nobody'} with fence {found[0].fence}"
             raise StaleLeaseError(f"lease {self.where} with fence {lease.fence} was lost, it is now with {now_with}")
@@ -183,12 +183,12 @@ class LeaseObject:
         Raises:
             TransientError: The store cannot be reached.
         """
-        found = self._read_tagged()
+        found = self._read_with_etag()
         if found is not None and found[0].holder == lease.holder and found[0].fence == lease.fence:
             self._write(replace(found[0], holder="", expires_at=_iso(self._clock())), found[1])
 
-    def _read_tagged(self) -> tuple[Lease, str] | None:
-        found = self._storage.read_tagged(self._name)
+    def _read_with_etag(self) -> tuple[Lease, str] | None:
+        found = self._storage.read_with_etag(self._name)
         if found is None:
             return None
         try:

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from components.adapters.lease import StaleLeaseError
-from components.adapters.storage.base import NotMountedError, Storage
+from components.adapters.storage.base import Storage, StorageUnavailableError
 from components.core.contracts import Contract, canonical_json, from_json
 from components.core.errors import InputError
 
-__all__ = ["Chain", "Entry", "EntryKind", "Ledger", "LedgerBrokenError"]
+__all__ = ["Entry", "EntryKind", "Ledger", "LedgerBrokenError", "LedgerEntries"]
 
 EntryKind = Literal["intent", "commit", "abort", "freeze", "unfreeze", "challenge", "shadow", "drop"]
 _GENESIS = "0" * 64
@@ -58,7 +58,7 @@ class Entry(Contract):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Chain:
+class LedgerEntries:
     """A verified ledger: its entries and the sha256 of each."""
 
     entries: tuple[Entry, ...] = ()
@@ -87,7 +87,7 @@ class Ledger:
         """The ledger's address, for messages."""
         return f"{self._storage.uri}/{self._model}"
 
-    def read(self, known: Chain | None = None) -> Chain:
+    def read(self, known: LedgerEntries | None = None) -> LedgerEntries:
         """Read and verify.
 
         Args:
@@ -100,7 +100,7 @@ class Ledger:
             LedgerBrokenError: The chain does not hold.
             TransientError: The store cannot be reached.
         """
-        chain = known or Chain()
+        chain = known or LedgerEntries()
         numbers = self._numbers()
         expected = list(range(1, len(numbers) + 1))
         if numbers != expected:
@@ -114,8 +114,15 @@ class Ledger:
         return self._linked(chain, dict(zip(new, contents, strict=True)))
 
     def append(
-        self, chain: Chain, *, kind: EntryKind, at: dt.datetime, fence: int, writer: str, body: Mapping[str, Any]
-    ) -> Chain:
+        self,
+        chain: LedgerEntries,
+        *,
+        kind: EntryKind,
+        at: dt.datetime,
+        fence: int,
+        writer: str,
+        body: Mapping[str, Any],
+    ) -> LedgerEntries:
         """Write the entry after ``chain``.
 
         Args:
@@ -154,12 +161,12 @@ class Ledger:
             raise StaleLeaseError(f"ledger {self.where}: entry {seq} was written by somebody else meanwhile")
         return self._linked(chain, {seq: content})
 
-    def check_head(self, chain: Chain, head: str) -> None:
+    def check_head(self, chain: LedgerEntries, head: str) -> None:
         """Compare the chain with a head that was noted down elsewhere; the chain may have grown since.
 
         Args:
             chain: The ledger.
-            head: A former :attr:`Chain.head`; empty where none was ever noted.
+            head: A former :attr:`LedgerEntries.head`; empty where none was ever noted.
 
         Raises:
             LedgerBrokenError: The entry that the head names is missing or another one.
@@ -187,12 +194,12 @@ class Ledger:
     def _numbers(self) -> Sequence[int]:
         try:
             names = [file.name for file in self._storage.files(self._model)]
-        except NotMountedError:
+        except StorageUnavailableError:
             return []  # never made, and so without entries; the head tells if it was
         found = (_ENTRY_NAME.fullmatch(name.removeprefix(f"{self._model}/")) for name in names)
         return sorted(int(match[1]) for match in found if match)
 
-    def _linked(self, chain: Chain, contents: Mapping[int, bytes]) -> Chain:
+    def _linked(self, chain: LedgerEntries, contents: Mapping[int, bytes]) -> LedgerEntries:
         """``chain`` and the entries in ``contents``, each checked against the one before it."""
         entries, digests = list(chain.entries), list(chain.digests)
         for number, content in sorted(contents.items()):
@@ -209,7 +216,7 @@ class Ledger:
                 raise LedgerBrokenError(f"ledger {self.where}: entry {number} or {number - 1} is altered: {problem}")
             entries.append(entry)
             digests.append(hashlib.sha256(content).hexdigest())
-        return Chain(entries=tuple(entries), digests=tuple(digests))
+        return LedgerEntries(entries=tuple(entries), digests=tuple(digests))
 
     def _parsed(self, number: int, content: bytes) -> Entry:
         try:

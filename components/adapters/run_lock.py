@@ -1,9 +1,10 @@
-"""Whose turn it is on a model key: one run at a time builds on its models, a night or a backfill.
+"""Run lock of a model key: one run at a time builds on its models, a night or a backfill.
 
 The lease is held by a run, not by a process: each of its steps takes it anew under a higher fence and has it renewed
 while it works, and the last one gives it back. An attempt that was given up, but lives on, has too low a fence from
 the moment on at which the next one starts. Whatever a run writes for others (data repository, registry, records) asks
-:meth:`LineageFence.admit` first: the lease must still be its own, and the place must not have seen a higher fence.
+:meth:`FencingToken.check_token` first: the lease must still be its own, and the place must not have seen a higher
+fence.
 """
 
 import contextlib
@@ -11,21 +12,21 @@ import logging
 import threading
 from collections.abc import Iterator
 
-from components.adapters.lease import Clock, Lease, LeaseObject, StaleLeaseError, called, holder_name, utc_now
+from components.adapters.lease import Clock, Lease, StaleLeaseError, StoredLease, holder_label, holder_name, utc_now
 from components.adapters.storage import open_storage
 from components.config import PromoteSettings, ScheduleSettings, ledger_of
 from components.core.contracts import ModelKey
 from components.core.errors import TransientError
 
-__all__ = ["Lineage", "LineageFence", "open_lineage"]
+__all__ = ["FencingToken", "RunLock", "open_run_lock"]
 
 logger = logging.getLogger(__name__)
 
 
-class LineageFence:
-    """The holder's pass; made by :meth:`Lineage.held`."""
+class FencingToken:
+    """The holder's pass; made by :meth:`RunLock.held`."""
 
-    def __init__(self, lease: LeaseObject, mine: Lease, seconds: float) -> None:
+    def __init__(self, lease: StoredLease, mine: Lease, seconds: float) -> None:
         self._lease = lease
         self._mine = mine
         self._seconds = seconds
@@ -35,7 +36,7 @@ class LineageFence:
         """The fence."""
         return self._mine.fence
 
-    def admit(self, seen: int, where: str) -> None:
+    def check_token(self, seen: int, where: str) -> None:
         """Return if ``where`` may be written.
 
         Args:
@@ -51,7 +52,7 @@ class LineageFence:
         self.renew()
 
     def renew(self) -> None:
-        """Have the lease run for longer; errors as in :meth:`admit`."""
+        """Have the lease run for longer; errors as in :meth:`check_token`."""
         self._lease.renew(self._mine, seconds=self._seconds)
 
     def release(self) -> None:
@@ -59,7 +60,7 @@ class LineageFence:
         self._lease.release(self._mine)
 
 
-class Lineage:
+class RunLock:
     """The lease of one model key.
 
     Args:
@@ -68,21 +69,21 @@ class Lineage:
         wait_s: How long to wait for another holder.
     """
 
-    def __init__(self, lease: LeaseObject, *, seconds: float, wait_s: float) -> None:
+    def __init__(self, lease: StoredLease, *, seconds: float, wait_s: float) -> None:
         self._lease = lease
         self.seconds = seconds
         self._wait_s = wait_s
 
-    def capped(self, seconds: float) -> "Lineage":
+    def with_max_lease(self, seconds: float) -> "RunLock":
         """The same with at most so long a lease."""
-        return Lineage(self._lease, seconds=min(seconds, self.seconds), wait_s=self._wait_s)
+        return RunLock(self._lease, seconds=min(seconds, self.seconds), wait_s=self._wait_s)
 
-    def waiting(self, wait_s: float) -> "Lineage":
+    def with_timeout(self, wait_s: float) -> "RunLock":
         """The same with another patience."""
-        return Lineage(self._lease, seconds=self.seconds, wait_s=wait_s)
+        return RunLock(self._lease, seconds=self.seconds, wait_s=wait_s)
 
     @contextlib.contextmanager
-    def held(self, run: str, *, release: bool) -> Iterator[LineageFence]:
+    def held(self, run: str, *, release: bool) -> Iterator[FencingToken]:
         """Hold the key for one step of a run.
 
         Args:
@@ -96,8 +97,8 @@ class Lineage:
             LeaseHeldError: Another run held it all the while.
             TransientError: The lease's store cannot be reached.
         """
-        mine = self._lease.take(holder_name(run), seconds=self.seconds, wait_s=self._wait_s, going_on=True)
-        fence = LineageFence(self._lease, mine, self.seconds)
+        mine = self._lease.take(holder_name(run), seconds=self.seconds, wait_s=self._wait_s, reentrant=True)
+        fence = FencingToken(self._lease, mine, self.seconds)
         ended = threading.Event()
         beat = threading.Thread(target=self._beat, args=(fence, ended), name="lineage-lease", daemon=True)
         beat.start()
@@ -114,9 +115,9 @@ class Lineage:
     def holder(self, *, now: Clock = utc_now) -> str:
         """Name of the run that holds the key; empty where none does."""
         lease = self._lease.read()
-        return "" if lease is None or not lease.holder or lease.expiry <= now() else called(lease.holder)
+        return "" if lease is None or not lease.holder or lease.expiry <= now() else holder_label(lease.holder)
 
-    def _beat(self, fence: LineageFence, ended: threading.Event) -> None:
+    def _beat(self, fence: FencingToken, ended: threading.Event) -> None:
         while not ended.wait(self.seconds / 3):
             try:
                 fence.renew()
@@ -127,9 +128,9 @@ class Lineage:
                 logger.warning("the lease could not be renewed, trying again: %s", error)
 
 
-def open_lineage(
+def open_run_lock(
     key: ModelKey, *, work_dir: str, promote: PromoteSettings, schedule: ScheduleSettings, clock: Clock = utc_now
-) -> Lineage:
+) -> RunLock:
     """The lease of a key, which lies beside its ledger.
 
     Args:
@@ -146,5 +147,5 @@ def open_lineage(
         InputError: The ledger's address is of no known kind.
     """
     storage = open_storage(ledger_of(work_dir, promote), endpoint_url=promote.ledger_endpoint_url)
-    lease = LeaseObject(storage, f"{key.registered_model}/lineage.json", clock=clock)
-    return Lineage(lease, seconds=schedule.lease_s, wait_s=schedule.lease_wait_s)
+    lease = StoredLease(storage, f"{key.registered_model}/lineage.json", clock=clock)
+    return RunLock(lease, seconds=schedule.lease_s, wait_s=schedule.lease_wait_s)

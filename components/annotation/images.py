@@ -7,14 +7,14 @@ from components.core.contracts import Contract
 from components.core.errors import InputError
 from stlm.data.facts import ImageFacts, read_facts
 
-__all__ = ["Listed", "list_images", "refuse_small"]
+__all__ = ["SourceImage", "list_images", "refuse_small"]
 
 _SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _MODES = ("L", "RGB")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Listed(Contract):
+class SourceImage(Contract):
     """One file of the folder."""
 
     name: str
@@ -27,7 +27,7 @@ class Listed(Contract):
     """Why it cannot be judged; empty where it can."""
 
 
-def list_images(folder: Path, *, max_pixels: int) -> tuple[Listed, ...]:
+def list_images(folder: Path, *, max_pixels: int) -> tuple[SourceImage, ...]:
     """All images below a folder, sorted by name.
 
     Args:
@@ -52,7 +52,7 @@ def list_images(folder: Path, *, max_pixels: int) -> tuple[Listed, ...]:
         raise InputError(f"folder {folder} has no images, expected files like {', '.join(sorted(_SUFFIXES))}")
     facts = read_facts([folder / name for name in names], max_pixels=max_pixels)
     return tuple(
-        Listed(
+        SourceImage(
             name=name,
             bytes=fact.num_bytes,
             sha256=fact.sha256,
@@ -64,7 +64,7 @@ def list_images(folder: Path, *, max_pixels: int) -> tuple[Listed, ...]:
     )
 
 
-def refuse_small(listed: tuple[Listed, ...], folder: Path, min_side_px: int) -> tuple[Listed, ...]:
+def refuse_small(listed: tuple[SourceImage, ...], folder: Path, min_side_px: int) -> tuple[SourceImage, ...]:
     """Refuse what is smaller than a patch as well.
 
     Args:

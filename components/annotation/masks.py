@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from components.annotation.images import Listed, list_images, refuse_small
+from components.annotation.images import SourceImage, list_images, refuse_small
 from components.annotation.page import MAX_PAGE_BYTES, write_page
 from components.annotation.review import (
-    Entry,
-    Record,
     Review,
+    ReviewItem,
+    ReviewRecord,
     accepted_entries,
     all_entries,
     find_record,
@@ -25,7 +25,7 @@ from components.config.zero_shot import ZeroShotSettings
 from components.core.atomic_files import write_file
 from components.core.contracts import Contract, ModelKey, ModelRef
 from components.core.errors import InputError
-from components.rendering.pictures import Album
+from components.rendering.pictures import ThumbnailEncoder
 from stlm.constants import GOOD
 from stlm.data.layout import read_golden_set
 from stlm.errors import DataError
@@ -86,7 +86,7 @@ def masks(inputs: MasksInputs) -> Review:
         listed = _with_classes(Path(inputs.folder), listed)
     champion = find_champion(inputs.map, inputs.key, inputs.work_dir, inputs.mlflow)
 
-    def body(into: Path) -> Record:
+    def body(into: Path) -> ReviewRecord:
         return _propose(inputs, listed, champion, into)
 
     pinned = {
@@ -98,7 +98,7 @@ def masks(inputs: MasksInputs) -> Review:
     return review(inputs.work_dir, inputs.key, "masks", pinned, body)
 
 
-def _with_classes(folder: Path, listed: tuple[Listed, ...]) -> tuple[Listed, ...]:
+def _with_classes(folder: Path, listed: tuple[SourceImage, ...]) -> tuple[SourceImage, ...]:
     """Only images in the sub-folder of a defect class."""
     defective = []
     for image in listed:
@@ -112,13 +112,15 @@ def _with_classes(folder: Path, listed: tuple[Listed, ...]) -> tuple[Listed, ...
     return tuple(defective)
 
 
-def _propose(inputs: MasksInputs, listed: tuple[Listed, ...], champion: ModelRef | None, into: Path) -> Record:
+def _propose(
+    inputs: MasksInputs, listed: tuple[SourceImage, ...], champion: ModelRef | None, into: Path
+) -> ReviewRecord:
     settings, folder = inputs.settings, Path(inputs.folder)
     judge, artist = open_judge(champion, settings, inputs.key.product, inputs.work_dir)
     listed = refuse_small(listed, folder, judge.min_side_px)
     judged = judge_images(folder, listed, judge)
     drawn = draw_masks(folder, judged, judge, artist, into, lambda _rank, _entry: True)
-    record = Record(
+    record = ReviewRecord(
         kind="masks",
         key=inputs.key.slug,
         defect=inputs.defect,
@@ -128,7 +130,7 @@ def _propose(inputs: MasksInputs, listed: tuple[Listed, ...], champion: ModelRef
         masks_by=artist.name,
         entries=all_entries((item.entry for item in drawn), listed),
     )
-    album = Album(max_bytes=MAX_PAGE_BYTES)
+    album = ThumbnailEncoder(max_bytes=MAX_PAGE_BYTES)
     cards = make_cards(folder, drawn, into, album, threshold=judge.threshold, needs_mask=True)
     command = f"stlm masks --key {record.key} --accept decisions-masks-{record.key}.json"
     write_page(into / "page.html", record, cards, command)
@@ -177,7 +179,7 @@ def accept_masks(decisions_path: Path, *, work_dir: str, key: ModelKey, golden: 
     return AcceptedMasks(golden=str(root), num_masks=len(additions), num_images=num_images, golden_digest=digest)
 
 
-def _addition(record: Record, folder: Path, entry: Entry, root: Path) -> _Addition:
+def _addition(record: ReviewRecord, folder: Path, entry: ReviewItem, root: Path) -> _Addition:
     if not entry.mask:
         raise InputError(f"{entry.name} was accepted, but no mask was proposed for it")
     source = Path(record.folder) / entry.name

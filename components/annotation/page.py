@@ -5,11 +5,11 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from components.annotation.review import Record
-from components.annotation.scoring import Card
+from components.annotation.review import ReviewRecord
+from components.annotation.scoring import ImageCard
 from components.core.atomic_files import write_file
 from components.core.contracts import digest_of
-from components.rendering.facts import Fact
+from components.rendering.facts import LabelledValue
 from components.rendering.page import render
 from components.rendering.pictures import colour_scale_uri
 
@@ -21,7 +21,7 @@ MAX_PAGE_BYTES = 24_000_000
 _TITLES = {"screen": "Screening", "masks": "Proposed masks"}
 
 
-def write_page(path: Path, record: Record, cards: list[Card], next_command: str) -> None:
+def write_page(path: Path, record: ReviewRecord, cards: list[ImageCard], next_command: str) -> None:
     """Write the page of a record.
 
     Args:
@@ -31,17 +31,19 @@ def write_page(path: Path, record: Record, cards: list[Card], next_command: str)
         next_command: What to do with the decisions.
     """
     kind = record.kind
-    refused = [Fact(label=entry.name, value=entry.refused) for entry in record.entries if entry.refused]
+    refused = [LabelledValue(label=entry.name, value=entry.refused) for entry in record.entries if entry.refused]
     with_mask = sum(bool(entry.mask) for entry in record.entries)
     suspicious = sum(card.suspicious for card in cards)
     figures = [
-        Fact(label="Images", value=str(len(cards)), note="most suspicious first"),
-        Fact(label="Masks", value=str(with_mask), note=record.masks_by),
-        Fact(label="Left out", value=str(len(refused)), note="cannot be judged, listed below" if refused else ""),
+        LabelledValue(label="Images", value=str(len(cards)), note="most suspicious first"),
+        LabelledValue(label="Masks", value=str(with_mask), note=record.masks_by),
+        LabelledValue(
+            label="Left out", value=str(len(refused)), note="cannot be judged, listed below" if refused else ""
+        ),
     ]
     if record.threshold is not None:
         note = f"score above {record.threshold:.4g}"
-        figures.insert(1, Fact(label="Called anomalous", value=str(suspicious), note=note))
+        figures.insert(1, LabelledValue(label="Called anomalous", value=str(suspicious), note=note))
     binding = {"kind": kind, "key": record.key, "review": digest_of(record)}
     text = render(
         {
@@ -66,13 +68,13 @@ def write_page(path: Path, record: Record, cards: list[Card], next_command: str)
     write_file(path, text.encode())
 
 
-def _where(record: Record) -> str:
+def _where(record: ReviewRecord) -> str:
     if record.kind == "masks":
         return f"defects of class {record.defect}" if record.defect else "defects of several classes"
     return f"for the night of {record.night}" if record.night else "before the first night"
 
 
-def _sentence(record: Record) -> str:
+def _sentence(record: ReviewRecord) -> str:
     judged = f"Judged by {record.judged_by}."
     if record.kind == "masks":
         return f"Accept a mask that covers the defect and nothing else; it goes into the golden set. {judged}"

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from components.annotation.images import Listed
+from components.annotation.images import SourceImage
 from components.core.atomic_files import write_json
 from components.core.contracts import Contract, ModelKey, digest_of, from_json
 from components.core.errors import InputError
 
 __all__ = [
     "Decisions",
-    "Entry",
     "Kind",
-    "Record",
     "Review",
+    "ReviewItem",
+    "ReviewRecord",
     "accepted_entries",
     "all_entries",
     "find_record",
@@ -35,7 +35,7 @@ Kind = Literal["screen", "masks"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry(Contract):
+class ReviewItem(Contract):
     """One image of a review."""
 
     name: str
@@ -55,7 +55,7 @@ class Entry(Contract):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Record(Contract):
+class ReviewRecord(Contract):
     """What a person was shown."""
 
     kind: Kind
@@ -64,7 +64,7 @@ class Record(Contract):
     judged_by: str
     threshold: float | None
     masks_by: str
-    entries: tuple[Entry, ...]
+    entries: tuple[ReviewItem, ...]
     """Most suspicious first; then those that were refused."""
     night: str = ""
     """The night that the images are meant for, where one was named."""
@@ -100,7 +100,7 @@ class Decisions(Contract):
     """Name -> decision; an image that is not named is undecided."""
 
 
-def review(work_dir: str, key: ModelKey, kind: Kind, inputs: Any, body: Callable[[Path], Record]) -> Review:
+def review(work_dir: str, key: ModelKey, kind: Kind, inputs: Any, body: Callable[[Path], ReviewRecord]) -> Review:
     """Make a review once for the same inputs.
 
     Args:
@@ -134,7 +134,7 @@ def review(work_dir: str, key: ModelKey, kind: Kind, inputs: Any, body: Callable
     return found
 
 
-def all_entries(judged: Iterable[Entry], listed: Iterable[Listed]) -> tuple[Entry, ...]:
+def all_entries(judged: Iterable[ReviewItem], listed: Iterable[SourceImage]) -> tuple[ReviewItem, ...]:
     """The entries of a record.
 
     Args:
@@ -145,7 +145,7 @@ def all_entries(judged: Iterable[Entry], listed: Iterable[Listed]) -> tuple[Entr
         What was judged, then what was refused.
     """
     refused = (
-        Entry(name=image.name, bytes=image.bytes, sha256=image.sha256, refused=image.refused)
+        ReviewItem(name=image.name, bytes=image.bytes, sha256=image.sha256, refused=image.refused)
         for image in listed
         if image.refused
     )
@@ -177,7 +177,7 @@ def read_decisions(path: Path, kind: Kind, key: ModelKey) -> Decisions:
     return decisions
 
 
-def find_record(work_dir: str, decisions: Decisions) -> tuple[Record, Path]:
+def find_record(work_dir: str, decisions: Decisions) -> tuple[ReviewRecord, Path]:
     """The record that decisions are about.
 
     Args:
@@ -194,7 +194,7 @@ def find_record(work_dir: str, decisions: Decisions) -> tuple[Record, Path]:
     for path in sorted(folder.glob(f"{decisions.kind}-*/review.json")):
         if json.loads(path.read_text(encoding="utf-8")).get("digest") == decisions.review:
             raw = json.loads((path.parent / "record.json").read_text(encoding="utf-8"))
-            record = from_json(Record, raw, where=str(path.parent / "record.json"))
+            record = from_json(ReviewRecord, raw, where=str(path.parent / "record.json"))
             if digest_of(record) != decisions.review:
                 raise InputError(f"{path.parent / 'record.json'} is not what was shown: its digest has changed")
             return record, path.parent
@@ -203,7 +203,7 @@ def find_record(work_dir: str, decisions: Decisions) -> tuple[Record, Path]:
     )
 
 
-def accepted_entries(record: Record, decisions: Decisions) -> tuple[Entry, ...]:
+def accepted_entries(record: ReviewRecord, decisions: Decisions) -> tuple[ReviewItem, ...]:
     """The entries that were accepted, sorted by name.
 
     Args:

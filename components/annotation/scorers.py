@@ -9,7 +9,7 @@ from components.config import MlflowSettings
 from components.config.zero_shot import ZeroShotSettings
 from components.core.contracts import ModelKey, ModelRef
 from components.core.errors import InputError
-from components.zero_shot import Judge, MaskArtist, champion_judge, clip_judge, mask_artist
+from components.zero_shot import MaskProposer, Scorer, champion_judge, clip_judge, mask_artist
 from stlm.zero_shot.prompts import DEFAULT_PROMPTS
 
 __all__ = ["MapOf", "find_champion", "open_judge", "texts_digest"]
@@ -58,7 +58,7 @@ def texts_digest(settings: ZeroShotSettings, product: str) -> str:
 
 def open_judge(
     champion: ModelRef | None, settings: ZeroShotSettings, product: str, work_dir: str
-) -> tuple[Judge, MaskArtist]:
+) -> tuple[Scorer, MaskProposer]:
     """Load who judges, and who draws masks.
 
     Args:

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from components.annotation.images import Listed
-from components.annotation.review import Entry
+from components.annotation.images import SourceImage
+from components.annotation.review import ReviewItem
 from components.core.atomic_files import write_file
 from components.core.errors import InputError
-from components.rendering.pictures import Album, Picture, open_picture, outlined, overlay
-from components.zero_shot import Judge, MaskArtist
+from components.rendering.pictures import Picture, ThumbnailEncoder, open_picture, outlined, overlay
+from components.zero_shot import MaskProposer, Scorer
 from stlm.data.image_files import read_image
 from stlm.errors import StlmError
 
-__all__ = ["Card", "Judged", "draw_masks", "judge_images", "make_cards"]
+__all__ = ["ImageCard", "Judged", "draw_masks", "judge_images", "make_cards"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +38,12 @@ _SPAN = 0.95
 class Judged:
     """One image with its score and a small copy of its map."""
 
-    entry: Entry
+    entry: ReviewItem
     small_map: NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Card:
+class ImageCard:
     """One image on the page."""
 
     name: str
@@ -56,7 +56,7 @@ class Card:
     panels: tuple[tuple[str, Picture], ...]
 
 
-def judge_images(folder: Path, listed: tuple[Listed, ...], judge: Judge) -> list[Judged]:
+def judge_images(folder: Path, listed: tuple[SourceImage, ...], judge: Scorer) -> list[Judged]:
     """Score every image that is not refused.
 
     Args:
@@ -81,7 +81,7 @@ def judge_images(folder: Path, listed: tuple[Listed, ...], judge: Judge) -> list
             raise InputError(f"{folder}: {error}") from error
         judged += [
             Judged(
-                entry=Entry(
+                entry=ReviewItem(
                     name=image.name, bytes=image.bytes, sha256=image.sha256, score=said.score, remark=said.remark
                 ),
                 small_map=_small(said.anomaly_map),
@@ -95,10 +95,10 @@ def judge_images(folder: Path, listed: tuple[Listed, ...], judge: Judge) -> list
 def draw_masks(
     folder: Path,
     judged: list[Judged],
-    judge: Judge,
-    artist: MaskArtist,
+    judge: Scorer,
+    artist: MaskProposer,
     into: Path,
-    wanted: Callable[[int, Entry], bool],
+    wanted: Callable[[int, ReviewItem], bool],
 ) -> list[Judged]:
     """Draw the masks that are wanted and write them as ``<into>/masks/<name>.png``, 0 and 255.
 
@@ -138,8 +138,14 @@ def draw_masks(
 
 
 def make_cards(
-    folder: Path, judged: list[Judged], into: Path, album: Album, *, threshold: float | None, needs_mask: bool
-) -> list[Card]:
+    folder: Path,
+    judged: list[Judged],
+    into: Path,
+    album: ThumbnailEncoder,
+    *,
+    threshold: float | None,
+    needs_mask: bool,
+) -> list[ImageCard]:
     """Paint the heat maps, as ``<into>/heat_maps/<name>.png`` and small for the page.
 
     Args:
@@ -169,7 +175,7 @@ def make_cards(
         if mask is not None:
             panels.append(("mask", outlined(thumbnail, mask)))
         cards.append(
-            Card(
+            ImageCard(
                 name=entry.name,
                 score=f"{entry.score:.4g}",
                 remark=entry.remark,

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from components.adapters.landing import deliver, lot_manifest, open_landing
-from components.annotation.images import Listed, list_images, refuse_small
+from components.annotation.images import SourceImage, list_images, refuse_small
 from components.annotation.page import MAX_PAGE_BYTES, write_page
 from components.annotation.review import (
-    Entry,
-    Record,
     Review,
+    ReviewItem,
+    ReviewRecord,
     accepted_entries,
     all_entries,
     find_record,
@@ -29,8 +29,8 @@ from components.config import MlflowSettings
 from components.config.zero_shot import ZeroShotSettings
 from components.core.contracts import Contract, ModelKey, ModelRef, RunRef
 from components.core.errors import InputError
-from components.rendering.pictures import Album
-from components.zero_shot import Judge
+from components.rendering.pictures import ThumbnailEncoder
+from components.zero_shot import Scorer
 
 __all__ = ["AcceptedLot", "ScreenInputs", "accept_images", "screen"]
 
@@ -85,22 +85,24 @@ def screen(inputs: ScreenInputs) -> Review:
         "texts": texts_digest(inputs.settings, inputs.run.key.product),
     }
 
-    def body(into: Path) -> Record:
+    def body(into: Path) -> ReviewRecord:
         return _screen(inputs, listed, champion, into)
 
     return review(inputs.run.work_dir, inputs.run.key, "screen", pinned, body)
 
 
-def _screen(inputs: ScreenInputs, listed: tuple[Listed, ...], champion: ModelRef | None, into: Path) -> Record:
+def _screen(
+    inputs: ScreenInputs, listed: tuple[SourceImage, ...], champion: ModelRef | None, into: Path
+) -> ReviewRecord:
     settings, folder = inputs.settings, Path(inputs.folder)
     judge, artist = open_judge(champion, settings, inputs.run.key.product, inputs.run.work_dir)
     listed = refuse_small(listed, folder, judge.min_side_px)
 
-    def wanted(rank: int, entry: Entry) -> bool:
+    def wanted(rank: int, entry: ReviewItem) -> bool:
         return rank < settings.max_masks and _is_suspicious(judge, entry)
 
     judged = draw_masks(folder, judge_images(folder, listed, judge), judge, artist, into, wanted)
-    record = Record(
+    record = ReviewRecord(
         kind="screen",
         key=inputs.run.key.slug,
         night=inputs.run.partition,
@@ -110,14 +112,14 @@ def _screen(inputs: ScreenInputs, listed: tuple[Listed, ...], champion: ModelRef
         masks_by=artist.name,
         entries=all_entries((item.entry for item in judged), listed),
     )
-    album = Album(max_bytes=MAX_PAGE_BYTES)
+    album = ThumbnailEncoder(max_bytes=MAX_PAGE_BYTES)
     cards = make_cards(folder, judged, into, album, threshold=judge.threshold, needs_mask=False)
     command = f"stlm screen --key {record.key} --accept decisions-screen-{record.key}.json"
     write_page(into / "page.html", record, cards, command)
     return record
 
 
-def _is_suspicious(judge: Judge, entry: Entry) -> bool:
+def _is_suspicious(judge: Scorer, entry: ReviewItem) -> bool:
     return judge.threshold is None or (entry.score is not None and entry.score > judge.threshold)
 
 
@@ -172,7 +174,7 @@ def accept_images(
     )
 
 
-def _named(record: Record, accepted: tuple[Entry, ...]) -> dict[str, Path]:
+def _named(record: ReviewRecord, accepted: tuple[ReviewItem, ...]) -> dict[str, Path]:
     """Plain names for the lot, and the files, which must still be what was shown."""
     images: dict[str, Path] = {}
     for entry in accepted:

@@ -20,24 +20,24 @@ from components.config import ModelSettings, PipelineConfig
 from components.core.atomic_files import write_json
 from components.core.contracts import Contract, ModelRef, RunRef, digest_of, from_json
 from components.core.errors import InputError
-from components.promotion.alias_transaction import open_desk
-from components.promotion.champion_state import standing_of
+from components.promotion.alias_transaction import open_alias_manager
+from components.promotion.champion_state import replay_ledger
 
 __all__ = [
     "FROM_SCRATCH",
-    "Ancestor",
-    "Chain",
-    "Link",
+    "BaseVersion",
+    "PlannedRun",
+    "Replay",
     "Replayed",
     "begin_chain",
     "check_night",
     "data_repository",
     "find_ancestor",
     "has_registry",
+    "plan_runs",
     "read_chain",
     "read_replayed",
     "run_of",
-    "walk",
 ]
 
 FROM_SCRATCH = "none"
@@ -47,7 +47,7 @@ LinkState = Literal["DONE", "GAP", "DUE"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ancestor(Contract):
+class BaseVersion(Contract):
     """The registered version on which the first night builds; all empty: none."""
 
     version: int | None = None
@@ -57,13 +57,13 @@ class Ancestor(Contract):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Chain(Contract):
+class Replay(Contract):
     """``chain.json``."""
 
     name: str
     first: str
     """The first night."""
-    ancestor: Ancestor
+    ancestor: BaseVersion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +86,7 @@ class Replayed(Contract):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Link:
+class PlannedRun:
     """A night's place in the chain."""
 
     revision: NightRevision
@@ -119,7 +119,7 @@ def has_registry(config: PipelineConfig) -> bool:
     return scheme != "sqlite" or Path(database).exists()
 
 
-def find_ancestor(config: PipelineConfig, model: ModelSettings, first: str, wanted: str) -> Ancestor:
+def find_ancestor(config: PipelineConfig, model: ModelSettings, first: str, wanted: str) -> BaseVersion:
     """The version that the first night builds on; nothing is changed.
 
     Args:
@@ -139,7 +139,7 @@ def find_ancestor(config: PipelineConfig, model: ModelSettings, first: str, want
     if wanted == FROM_SCRATCH or not has_registry(config):
         if wanted not in ("", FROM_SCRATCH):
             raise InputError(f"ancestor {wanted}: there is no registry yet, so no night has registered a version")
-        return Ancestor()
+        return BaseVersion()
     run = RunRef(key=model.key, partition=first, work_dir=config.paths.work_dir)
     known = open_registry(config.mlflow, run).versions(model.key)
     nights = {
@@ -155,24 +155,24 @@ def find_ancestor(config: PipelineConfig, model: ModelSettings, first: str, want
             have = ", ".join(sorted(set(nights.values()))) or "none"
             raise InputError(f"no version of {model.key.registered_model} comes from night {wanted}; these do: {have}")
     else:
-        desk = open_desk(model.key, work_dir=run.work_dir, mlflow=config.mlflow, settings=config.promote)
-        line = standing_of(desk.ledger.read().entries).line
+        manager = open_alias_manager(model.key, work_dir=run.work_dir, mlflow=config.mlflow, settings=config.promote)
+        line = replay_ledger(manager.ledger.read().entries).line
         found = [number for number in line if number in nights and nights[number] < first][-1:]
     if not found:
-        return Ancestor()
+        return BaseVersion()
     number = max(found)
-    return Ancestor(version=number, night=nights[number], data_revision=known[number].get("stlm.data_revision", ""))
+    return BaseVersion(version=number, night=nights[number], data_revision=known[number].get("stlm.data_revision", ""))
 
 
-def read_chain(run: RunRef) -> Chain | None:
+def read_chain(run: RunRef) -> Replay | None:
     """``chain.json`` of a replay, if it has begun."""
     path = run.state_dir / "chain.json"
     if not path.exists():
         return None
-    return from_json(Chain, json.loads(path.read_text(encoding="utf-8")), where=str(path))
+    return from_json(Replay, json.loads(path.read_text(encoding="utf-8")), where=str(path))
 
 
-def begin_chain(run: RunRef, chain: Chain) -> None:
+def begin_chain(run: RunRef, chain: Replay) -> None:
     """Make the replay's folder: what the ancestor's nights accepted counts as known, then ``chain.json``, last."""
     known = Path(run.work_dir) / "index" / run.key.slug
     for index in sorted(known.glob("*.parquet")):
@@ -191,7 +191,7 @@ def read_replayed(run: RunRef) -> Replayed | None:
     return from_json(Replayed, json.loads(path.read_text(encoding="utf-8")), where=str(path))
 
 
-def walk(config: PipelineConfig, model: ModelSettings, chain: Chain, last: str) -> list[Link]:
+def plan_runs(config: PipelineConfig, model: ModelSettings, chain: Replay, last: str) -> list[PlannedRun]:
     """The nights of a chain in order, each with what is to be done; nothing is changed.
 
     Args:
@@ -206,7 +206,7 @@ def walk(config: PipelineConfig, model: ModelSettings, chain: Chain, last: str) 
     Raises:
         InputError: The data repository cannot be read.
     """
-    links: list[Link] = []
+    links: list[PlannedRun] = []
     parent: ModelRef | None = None
     parent_key = f"version {chain.ancestor.version}"
     is_known = True
@@ -218,7 +218,7 @@ def walk(config: PipelineConfig, model: ModelSettings, chain: Chain, last: str) 
         state: LinkState = "DUE"
         if is_known and replayed is not None and replayed.inputs == inputs:
             state = "GAP" if replayed.gap else "DONE"
-        links.append(Link(revision=revision, state=state, parent=parent, inputs=inputs, replayed=replayed))
+        links.append(PlannedRun(revision=revision, state=state, parent=parent, inputs=inputs, replayed=replayed))
         is_known = state != "DUE"
         if state == "DONE" and replayed is not None and replayed.model is not None:
             parent, parent_key = replayed.model, replayed.model.candidate_key

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from components.backfill.chain import Replayed
-from components.backfill.night_start import close_night, collect_again, open_night, version_again
+from components.backfill.night_start import finish_run, open_night, restore_batch, version_on_branch
 from components.config import ModelSettings, PipelineConfig
 from components.core.contracts import Contract, DatasetRef, Fence, Parent, RunRef
 from components.core.errors import InputError
@@ -88,12 +88,12 @@ def replay_night(config: PipelineConfig, model: ModelSettings, run: RunRef, fenc
     inputs = NightInputs(config=config, model=model, run=run)
 
     def collect() -> CollectOutputs:
-        return collect_again(config, run, opening)
+        return restore_batch(config, run, opening)
 
     collected = night.step("collect", collect)
     assert collected.batch is not None
     batch = collected.batch
-    dataset: DatasetRef = night.step("version", lambda: version_again(config, run, opening, batch, fence))
+    dataset: DatasetRef = night.step("version", lambda: version_on_branch(config, run, opening, batch, fence))
     parent = Parent(model=opening.parent)
     validation = night.step("validate", lambda: validate(inputs.validate(dataset, parent=parent)))
     candidate = night.step("fine_tune", lambda: fine_tune(inputs.fine_tune(dataset, validation)))
@@ -117,7 +117,7 @@ def replay_night(config: PipelineConfig, model: ModelSettings, run: RunRef, fenc
     )
     logger.info("backfill=%s night=%s page=%s", run.backfill, run.partition, page.page_path)
     shutil.rmtree(run.run_dir / "collect", ignore_errors=True)  # they are in the data repository
-    fence.admit(0, str(run.run_dir))
-    return close_night(
+    fence.check_token(0, str(run.run_dir))
+    return finish_run(
         run, evaluation=evaluation, decision=decision, promotion=promotion, package_dir=package.package_dir
     )

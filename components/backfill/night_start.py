@@ -12,15 +12,15 @@ from pathlib import Path
 from components.adapters.data_repository import DataRepository, NightRevision
 from components.adapters.mlflow.registry import open_registry
 from components.backfill.chain import (
-    Ancestor,
-    Chain,
-    Link,
+    BaseVersion,
+    PlannedRun,
+    Replay,
     Replayed,
     begin_chain,
     data_repository,
     find_ancestor,
+    plan_runs,
     read_chain,
-    walk,
 )
 from components.config import ModelSettings, PipelineConfig
 from components.core.atomic_files import write_json
@@ -42,20 +42,20 @@ from components.core.errors import InputError
 from components.core.run_records import read_night
 from components.steps.collect.step import CollectOutputs
 
-__all__ = ["Opening", "close_night", "collect_again", "mark_gap", "open_night", "read_opening", "version_again"]
+__all__ = ["RunStart", "finish_run", "open_night", "read_opening", "restore_batch", "skip_run", "version_on_branch"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Opening(Contract):
+class RunStart(Contract):
     """``opening.json`` of a replayed night."""
 
     revision: NightRevision
     """Its images in the data repository."""
     inputs: str
     """Digest of everything that goes into it."""
-    ancestor: Ancestor
+    ancestor: BaseVersion
     parent: ModelRef | None
     """The candidate of the night before, or the ancestor."""
     champion: ModelRef | None
@@ -67,7 +67,7 @@ def _opening_path(run: RunRef) -> Path:
     return run.run_dir / "opening.json"
 
 
-def read_opening(run: RunRef) -> Opening:
+def read_opening(run: RunRef) -> RunStart:
     """What a replayed night starts from.
 
     Args:
@@ -81,14 +81,14 @@ def read_opening(run: RunRef) -> Opening:
     """
     path = _opening_path(run)
     try:
-        return from_json(Opening, json.loads(path.read_text(encoding="utf-8")), where=str(path))
+        return from_json(RunStart, json.loads(path.read_text(encoding="utf-8")), where=str(path))
     except FileNotFoundError:
         raise InputError(
             f"night {run.partition} of backfill {run.backfill} has not begun: run its first step"
         ) from None
 
 
-def open_night(config: PipelineConfig, model: ModelSettings, run: RunRef) -> Opening | None:
+def open_night(config: PipelineConfig, model: ModelSettings, run: RunRef) -> RunStart | None:
     """Check that it is the night's turn, and pin what it starts from.
 
     Args:
@@ -108,7 +108,7 @@ def open_night(config: PipelineConfig, model: ModelSettings, run: RunRef) -> Ope
         return None
     if chain is None:
         first = run.partition
-        chain = Chain(name=run.backfill, first=first, ancestor=find_ancestor(config, model, first, ""))
+        chain = Replay(name=run.backfill, first=first, ancestor=find_ancestor(config, model, first, ""))
         begin_chain(run, chain)
     if run.partition < chain.first:
         raise InputError(
@@ -116,7 +116,7 @@ def open_night(config: PipelineConfig, model: ModelSettings, run: RunRef) -> Ope
             f"replayed in it any more: a lineage is built from the oldest night on; give another backfill another name "
             f"(parameter `backfill`)"
         )
-    links = walk(config, model, chain, run.partition)
+    links = plan_runs(config, model, chain, run.partition)
     due = [link.revision.night for link in links[:-1] if link.state == "DUE"]
     if due:
         raise InputError(
@@ -127,7 +127,7 @@ def open_night(config: PipelineConfig, model: ModelSettings, run: RunRef) -> Ope
     return _pin(config, run, chain, links[-1])
 
 
-def _pin(config: PipelineConfig, run: RunRef, chain: Chain, link: Link) -> Opening:
+def _pin(config: PipelineConfig, run: RunRef, chain: Replay, link: PlannedRun) -> RunStart:
     registry = open_registry(config.mlflow, run)
     champion = registry.champion(run.key)
     if _opening_path(run).exists():
@@ -139,7 +139,7 @@ def _pin(config: PipelineConfig, run: RunRef, chain: Chain, link: Link) -> Openi
     parent = link.parent
     if parent is None and chain.ancestor.version is not None:
         parent = registry.version(run.key, chain.ancestor.version)
-    opening = Opening(
+    opening = RunStart(
         revision=link.revision,
         inputs=link.inputs,
         ancestor=chain.ancestor,
@@ -151,7 +151,7 @@ def _pin(config: PipelineConfig, run: RunRef, chain: Chain, link: Link) -> Openi
     return opening
 
 
-def collect_again(config: PipelineConfig, run: RunRef, opening: Opening) -> CollectOutputs:
+def restore_batch(config: PipelineConfig, run: RunRef, opening: RunStart) -> CollectOutputs:
     """The night's images as the data repository has them; the landing zone is not asked.
 
     Args:
@@ -179,8 +179,8 @@ def collect_again(config: PipelineConfig, run: RunRef, opening: Opening) -> Coll
     return CollectOutputs(status=NightStatus.NEW_IMAGES, batch=batch, waiting=())
 
 
-def version_again(
-    config: PipelineConfig, run: RunRef, opening: Opening, batch: BatchRef, fence: Fence | None
+def version_on_branch(
+    config: PipelineConfig, run: RunRef, opening: RunStart, batch: BatchRef, fence: Fence | None
 ) -> DatasetRef:
     """Add the night to the backfill's branch of the data repository, ``backfill/<name>``.
 
@@ -205,7 +205,7 @@ def version_again(
     return side.add_partition(run, batch, fence)
 
 
-def close_night(
+def finish_run(
     run: RunRef, *, evaluation: EvaluationRef, decision: GateDecision, promotion: PromotionRef, package_dir: str
 ) -> Replayed:
     """Note what a night came to: from now on the next one may build on it.
@@ -241,7 +241,7 @@ def close_night(
     return replayed
 
 
-def mark_gap(run: RunRef, link: Link, reason: str) -> None:
+def skip_run(run: RunRef, link: PlannedRun, reason: str) -> None:
     """Note that a night was left out: the next one builds on the night before it."""
     _keep(run, Replayed(night=run.partition, inputs=link.inputs, revision=link.revision, model=None, gap=reason))
     logger.warning("backfill=%s night=%s left out: %s", run.backfill, run.partition, reason)

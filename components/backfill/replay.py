@@ -14,25 +14,25 @@ from typing import Literal
 
 from components.adapters.lease import LeaseHeldError, holder_name
 from components.adapters.mlflow.registry import open_registry
-from components.adapters.run_lock import LineageFence, open_lineage
+from components.adapters.run_lock import FencingToken, open_run_lock
 from components.backfill.chain import (
     FROM_SCRATCH,
-    Ancestor,
-    Chain,
-    Link,
+    BaseVersion,
+    PlannedRun,
+    Replay,
     Replayed,
     begin_chain,
     check_night,
     data_repository,
     find_ancestor,
     has_registry,
+    plan_runs,
     read_chain,
     run_of,
-    walk,
 )
 from components.backfill.night_run import BadNightError, replay_night
-from components.backfill.night_start import mark_gap
-from components.backfill.rescoring import OldScores, score_again
+from components.backfill.night_start import skip_run
+from components.backfill.rescoring import OldScores, rescore
 from components.config import ModelSettings, PipelineConfig
 from components.core.atomic_files import write_json
 from components.core.contracts import CHAMPION_ALIAS, Contract, ModelKey, RunRef
@@ -130,7 +130,7 @@ class BackfillResult(Contract):
     summary_path: str
 
 
-def _chain(inputs: BackfillInputs) -> tuple[Chain, RunRef]:
+def _chain(inputs: BackfillInputs) -> tuple[Replay, RunRef]:
     """The chain that these inputs ask for, begun or not; nothing is changed."""
     config, model = inputs.config, inputs.model
     known = data_repository(config).nights(model.key)
@@ -143,7 +143,7 @@ def _chain(inputs: BackfillInputs) -> tuple[Chain, RunRef]:
     base = "scratch" if ancestor.version is None else f"v{ancestor.version}"
     name = f"{inputs.first.replace('-', '')}-on-{base}"
     run = run_of(config, model, name, inputs.first)
-    return read_chain(run) or Chain(name=name, first=inputs.first, ancestor=ancestor), run
+    return read_chain(run) or Replay(name=name, first=inputs.first, ancestor=ancestor), run
 
 
 def plan(inputs: BackfillInputs) -> BackfillPlan:
@@ -161,7 +161,7 @@ def plan(inputs: BackfillInputs) -> BackfillPlan:
     """
     config, model = inputs.config, inputs.model
     chain, _ = _chain(inputs)
-    links = walk(config, model, chain, inputs.last)
+    links = plan_runs(config, model, chain, inputs.last)
     pace = _seconds_per_image(inputs)
     rows = tuple(_planned(inputs, link, pace) for link in links)
     due = [row for row in rows if row.action == "replay"]
@@ -178,13 +178,13 @@ def plan(inputs: BackfillInputs) -> BackfillPlan:
     )
 
 
-def _spoken(ancestor: Ancestor) -> str:
+def _spoken(ancestor: BaseVersion) -> str:
     if ancestor.version is None:
         return "none, the first night starts from the teacher alone"
     return f"version {ancestor.version}, of night {ancestor.night}"
 
 
-def _planned(inputs: BackfillInputs, link: Link, pace: float | None) -> PlannedNight:
+def _planned(inputs: BackfillInputs, link: PlannedRun, pace: float | None) -> PlannedNight:
     night, replayed = link.revision.night, link.replayed
     records = read_night(RunRef(key=inputs.key, partition=night, work_dir=inputs.config.paths.work_dir))
     decision = records["gate"].outputs if "gate" in records else None
@@ -254,36 +254,36 @@ def replay(inputs: BackfillInputs) -> BackfillResult:
                         f"backfill {chain.name} stops at night {run.partition}, whose images cannot be used: {error}. "
                         f"Repair it and start again, or leave it out with --skip-bad"
                     ) from error
-                fence.admit(0, str(run.run_dir))
-                mark_gap(run, link, str(error))
+                fence.check_token(0, str(run.run_dir))
+                skip_run(run, link, str(error))
             num_run += 1
         return _result(inputs, chain, first_run, num_run)
 
 
 @contextlib.contextmanager
-def _held(inputs: BackfillInputs, chain: Chain) -> Iterator[LineageFence]:
+def _held(inputs: BackfillInputs, chain: Replay) -> Iterator[FencingToken]:
     """The key, for the whole chain; another backfill is not waited for, unless it may be dead."""
     config = inputs.config
-    lineage = open_lineage(
+    run_lock = open_run_lock(
         inputs.key, work_dir=config.paths.work_dir, promote=config.promote, schedule=config.schedule
-    ).capped(_LEASE_S)
-    holder = lineage.holder()
+    ).with_max_lease(_LEASE_S)
+    holder = run_lock.holder()
     name = f"{_NAME} {chain.name} {holder_name('').rpartition(':')[2]}"
     if holder.startswith(_NAME):
-        lineage = lineage.waiting(lineage.seconds + 1)
+        run_lock = run_lock.with_timeout(run_lock.seconds + 1)
     try:
-        with lineage.held(name, release=True) as fence:
+        with run_lock.held(name, release=True) as fence:
             yield fence
     except LeaseHeldError as error:
         raise TransientError(
-            f"locked by {lineage.holder() or holder}: nights of {inputs.key.slug} run one at a time, a nightly run and "
-            f"a backfill never together ({error})"
+            f"locked by {run_lock.holder() or holder}: nights of {inputs.key.slug} run one at a time, a nightly run "
+            f"and a backfill never together ({error})"
         ) from error
 
 
-def _next(inputs: BackfillInputs, chain: Chain) -> Link | None:
+def _next(inputs: BackfillInputs, chain: Replay) -> PlannedRun | None:
     """The first night that is due; or the last one, where the champion is not the one that it was judged against."""
-    links = walk(inputs.config, inputs.model, chain, inputs.last)
+    links = plan_runs(inputs.config, inputs.model, chain, inputs.last)
     for link in links:
         if link.state == "DUE":
             return link
@@ -303,9 +303,9 @@ def _champion(inputs: BackfillInputs) -> int | None:
     return None if posted is None else posted.aliases.get(CHAMPION_ALIAS)
 
 
-def _result(inputs: BackfillInputs, chain: Chain, run: RunRef, num_run: int) -> BackfillResult:
+def _result(inputs: BackfillInputs, chain: Replay, run: RunRef, num_run: int) -> BackfillResult:
     path = run.state_dir / "summary.json"
-    links = walk(inputs.config, inputs.model, chain, inputs.last)
+    links = plan_runs(inputs.config, inputs.model, chain, inputs.last)
     result = BackfillResult(
         name=chain.name,
         nights=tuple(link.replayed for link in links if link.replayed is not None),
@@ -330,4 +330,4 @@ def evaluate_again(inputs: BackfillInputs) -> OldScores:
         InputError: No night has a candidate, or the golden set is unreadable.
         TransientError: The registry cannot be reached.
     """
-    return score_again(inputs.config, inputs.model, inputs.first, inputs.last)
+    return rescore(inputs.config, inputs.model, inputs.first, inputs.last)

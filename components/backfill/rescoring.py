@@ -27,7 +27,7 @@ from stlm.errors import StlmError
 from stlm.metrics import resample_counts, units_of
 from stlm.serving.package import verify_package
 
-__all__ = ["METRICS", "Estimate", "OldScore", "OldScores", "score_again"]
+__all__ = ["METRICS", "Estimate", "OldScore", "OldScores", "rescore"]
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class _Candidate:
     image_auroc: float | None = None
 
 
-def score_again(config: PipelineConfig, model: ModelSettings, first: str, last: str) -> OldScores:
+def rescore(config: PipelineConfig, model: ModelSettings, first: str, last: str) -> OldScores:
     """Score the candidates of the nights from ``first`` to ``last`` on today's golden set.
 
     Args:

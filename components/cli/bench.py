@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from components.cli.result_cache import KeptResults, content_digest
+from components.cli.result_cache import ResultCache, content_digest
 from components.core.atomic_files import write_file
 from components.core.errors import InputError
 from components.local_stack.workspace import Workspace
@@ -84,7 +84,7 @@ def bench_mvtec(
         InputError: A folder cannot be read, or a name is unknown.
     """
     rows: list[CategoryRow] = []
-    kept = KeptResults(out)
+    kept = ResultCache(out)
     try:
         ingredients, settings = _ingredients(workspace, strategies, recipe_name)
         _say(f"{'category':14} {'method':17} {'seed':>4} " + " ".join(f"{_SHORT[n]:>7}" for n in FIGURES) + "  train s")
@@ -232,7 +232,7 @@ def bench_drift(
         ingredients, settings = _ingredients(workspace, strategies, recipe_name)
         orders = {seed: read_drift_nights(Path(root), shuffle_seed=seed) for seed in (seeds if shuffle else [None])}
         known = _parts(Path(parts)) if parts else None
-        kept, content = KeptResults(out), content_digest([Path(root)])
+        kept, content = ResultCache(out), content_digest([Path(root)])
         for seed, name in itertools.product(seeds, strategies):
             nights = orders[seed if shuffle else None]
             order = [night.name for night in nights]

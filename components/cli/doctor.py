@@ -11,7 +11,7 @@ from pathlib import Path
 import sqlalchemy
 import sqlalchemy.exc
 
-from components.cli.problem import ProblemError
+from components.cli.problem import CheckError
 from components.cli.status import champion_of
 from components.config import ModelSettings, NotifySettings
 from components.core.errors import InputError, TransientError
@@ -40,7 +40,7 @@ def doctor(workspace: Workspace) -> int:
     for name, check in _checks(workspace):
         try:
             print(f"OK       {name}: {check()}")
-        except ProblemError as problem:
+        except CheckError as problem:
             num_problems += 1
             print(f"PROBLEM  {name}: {problem.what}\n         -> {problem.remedy}")
         except TransientError as error:
@@ -80,7 +80,7 @@ def _checks(workspace: Workspace) -> Iterator[tuple[str, Callable[[], str]]]:
 
 def _secrets(settings: NotifySettings) -> str:
     if missing := [name for name in settings.variables if not os.environ.get(name)]:
-        raise ProblemError(
+        raise CheckError(
             what=f"not in this environment: {', '.join(missing)}",
             remedy="set them where Airflow runs its tasks; then `stlm notify` tries every channel",
         )
@@ -90,7 +90,7 @@ def _secrets(settings: NotifySettings) -> str:
 def _packages() -> str:
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ProblemError(what=f"missing: {', '.join(missing)}", remedy="run `make setup`")
+        raise CheckError(what=f"missing: {', '.join(missing)}", remedy="run `make setup`")
     return f"{len(_PACKAGES)} of {len(_PACKAGES)} there"
 
 
@@ -99,9 +99,7 @@ def _disk_space(folder: Path) -> str:
         folder = folder.parent
     free_gb = shutil.disk_usage(folder).free / 1e9
     if free_gb < _MIN_FREE_GB:
-        raise ProblemError(
-            what=f"{free_gb:.1f} GB free at {folder}", remedy=f"free some: at least {_MIN_FREE_GB:.0f} GB"
-        )
+        raise CheckError(what=f"{free_gb:.1f} GB free at {folder}", remedy=f"free some: at least {_MIN_FREE_GB:.0f} GB")
     return f"{free_gb:.0f} GB free at {folder}"
 
 
@@ -109,7 +107,7 @@ def _pickle(workspace: Workspace) -> str:
     name = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
     here = os.environ.get(name, "")
     if here.lower() not in {"", "false", "0"}:
-        raise ProblemError(
+        raise CheckError(
             what=f"{name}={here}", remedy="unset it: models are safetensors and JSON, a pickle can run code"
         )
     return f"refused in tasks ({name}={airflow_environment(workspace.airflow_home, workspace.config_path)[name]})"
@@ -133,7 +131,7 @@ def _pools(home: Path) -> str:
         ) from None
     wrong = [f"{name} has {there.get(name, 'no')} slots" for name in wanted if there.get(name) != wanted[name]["slots"]]
     if wrong:
-        raise ProblemError(what=", ".join(wrong), remedy="run `airflow pools import infra/airflow/pools.json`")
+        raise CheckError(what=", ".join(wrong), remedy="run `airflow pools import infra/airflow/pools.json`")
     return ", ".join(f"{name} {pool['slots']}" for name, pool in wanted.items())
 
 
@@ -142,17 +140,17 @@ def _store(uri: str, endpoint_url: str, *, needed: bool) -> str:
         folder = Path(uri)
         if not folder.exists():
             if needed:
-                raise ProblemError(what=f"{folder} does not exist", remedy="mount it, or bring it back from a backup")
+                raise CheckError(what=f"{folder} does not exist", remedy="mount it, or bring it back from a backup")
             return f"{folder} is not there yet; it is made when it is needed"
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-            raise ProblemError(what=f"{folder} cannot be read and written", remedy="give this user the right to")
+            raise CheckError(what=f"{folder} cannot be read and written", remedy="give this user the right to")
         return str(folder)
     from components.adapters.storage import open_storage
 
     try:
         open_storage(uri, endpoint_url=endpoint_url).folders()
     except (InputError, TransientError) as error:
-        raise ProblemError(
+        raise CheckError(
             what=str(error),
             remedy="see that the server runs, that the bucket exists, and that the AWS credentials are this user's",
         ) from error
@@ -162,7 +160,7 @@ def _store(uri: str, endpoint_url: str, *, needed: bool) -> str:
 def _golden(model: ModelSettings) -> str:
     test = Path(model.golden) / "test"
     if not test.is_dir():
-        raise ProblemError(
+        raise CheckError(
             what=f"{test} does not exist",
             remedy="run `stlm data` for the quick start, or put a golden set in MVTec layout there",
         )
@@ -173,7 +171,7 @@ def _golden(model: ModelSettings) -> str:
     }
     num_good, num_defective = counts.pop("good", 0), sum(counts.values())
     if not num_good or not num_defective:
-        raise ProblemError(
+        raise CheckError(
             what=f"{test} has {num_good} good and {num_defective} defective images",
             remedy="metrics need both: add images to test/good and test/<defect>",
         )
@@ -184,7 +182,7 @@ def _champion(workspace: Workspace, model: ModelSettings) -> str:
     try:
         champion = champion_of(workspace, model)
     except InputError as error:
-        raise ProblemError(
+        raise CheckError(
             what=str(error),
             remedy="`stlm ledger reconcile` puts an alias back; `stlm rollback --to VERSION` replaces a lost version",
         ) from error
@@ -194,7 +192,7 @@ def _champion(workspace: Workspace, model: ModelSettings) -> str:
         run.partition for run in nights(workspace.config.paths.work_dir, model.key) if "report" in read_night(run)
     ]
     if finished:
-        raise ProblemError(
+        raise CheckError(
             what=f"none, after {len(finished)} nights", remedy=f"see why in the page of {finished[-1]}: `stlm report`"
         )
     return "none yet; the first promoted night makes one"

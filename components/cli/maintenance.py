@@ -3,13 +3,13 @@
 import datetime as dt
 
 from components.adapters.lease import LeaseHeldError
-from components.cli.ledger import desk_of
+from components.cli.ledger import alias_manager_of
 from components.cli.status import champion_of
 from components.core.errors import EXIT_TRANSIENT_ERROR, InputError
 from components.local_stack.workspace import Workspace
 from components.notifications.delivery import deliver
 from components.notifications.messages import Message
-from components.retention import RetentionInputs, plan_retention, sweep
+from components.retention import RetentionInputs, delete_expired, plan_retention
 
 __all__ = ["retention", "try_notify"]
 
@@ -33,7 +33,7 @@ def retention(workspace: Workspace, *, key: str, days: int, only_plan: bool, tod
     """
     config, busy = workspace.config, 0
     for model in [workspace.model(key)] if key else config.models:
-        desk_of(workspace, model)  # there must be a registry
+        alias_manager_of(workspace, model)  # there must be a registry
         inputs = RetentionInputs(
             key=model.key,
             work_dir=config.paths.work_dir,
@@ -44,7 +44,7 @@ def retention(workspace: Workspace, *, key: str, days: int, only_plan: bool, tod
             today=today.isoformat(),
         )
         try:
-            found = plan_retention(inputs) if only_plan else sweep(inputs)
+            found = plan_retention(inputs) if only_plan else delete_expired(inputs)
         except LeaseHeldError as error:
             print(f"{model.key.slug}: a run is at work, nothing was deleted: {error}")
             busy += 1

@@ -4,7 +4,7 @@ import argparse
 import datetime as dt
 from collections.abc import Callable
 
-from components.cli.promotion_args import Adder
+from components.cli.promotion_args import CommandFactory
 from components.local_stack.workspace import Workspace
 
 __all__ = ["add_operator_commands"]
@@ -30,7 +30,7 @@ def _notify(workspace: Workspace, args: argparse.Namespace) -> int:
     return try_notify(workspace, key=args.key, today=dt.datetime.now(dt.UTC).date())
 
 
-def add_operator_commands(command: Adder, at_least_one: Callable[[str], int]) -> None:
+def add_operator_commands(command: CommandFactory, at_least_one: Callable[[str], int]) -> None:
     """Add them to the parser.
 
     Args:

@@ -9,7 +9,7 @@ from components.core.contracts import RunRef
 from components.core.errors import InputError, TransientError
 from components.core.run_records import is_finished, read_night
 from components.local_stack.airflow import LocalAirflow, start_airflow
-from components.local_stack.processes import Programs, free_port, interruptible
+from components.local_stack.processes import ProcessGroup, free_port, interruptible
 from components.local_stack.workspace import Workspace
 
 __all__ = ["run_nights"]
@@ -65,7 +65,7 @@ def _run(workspace: Workspace, runs: list[RunRef], *, feed: bool, port: int) -> 
     started = time.monotonic()
     dag_id = f"nightly_retrain.{runs[0].key.slug}"
     print(f"Airflow starts; logs in {workspace.airflow_home / 'logs'}", flush=True)
-    with Programs(workspace.state) as programs:
+    with ProcessGroup(workspace.state) as programs:
         airflow = start_airflow(
             programs,
             workspace.airflow_home,

@@ -1,9 +1,9 @@
 """What a check of the doctor found."""
 
-__all__ = ["ProblemError"]
+__all__ = ["CheckError"]
 
 
-class ProblemError(Exception):
+class CheckError(Exception):
     """What is wrong, and what to do about it."""
 
     def __init__(self, *, what: str, remedy: str) -> None:

@@ -4,7 +4,7 @@ import getpass
 import sys
 import time
 
-from components.cli.ledger import desk_of
+from components.cli.ledger import alias_manager_of
 from components.core.errors import InputError
 from components.local_stack.workspace import Workspace
 from components.promotion.manual import PromoteByHandInputs, promote_by_hand
@@ -52,7 +52,7 @@ def promote(
         break_glass=break_glass,
         second=second.strip(),
     )
-    desk_of(workspace, model)  # there must be a registry
+    alias_manager_of(workspace, model)  # there must be a registry
     result = promote_by_hand(inputs)
     print(f"{result.name}: {result.detail} ({time.monotonic() - started:.0f} s)")
     if break_glass and result.outcome == "PROMOTED":

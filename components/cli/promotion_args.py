@@ -8,12 +8,12 @@ from typing import Protocol
 from components.core.errors import InputError
 from components.local_stack.workspace import Workspace
 
-__all__ = ["Adder", "add_promotion_commands"]
+__all__ = ["CommandFactory", "add_promotion_commands"]
 
 Run = Callable[[Workspace, argparse.Namespace], int]
 
 
-class Adder(Protocol):
+class CommandFactory(Protocol):
     """Adds a command: name, function, help."""
 
     def __call__(self, name: str, function: Run, text: str) -> argparse.ArgumentParser:
@@ -92,7 +92,7 @@ def _delete_version(workspace: Workspace, args: argparse.Namespace) -> int:
     return delete_version(workspace, key=args.key, version=args.version, by=args.by)
 
 
-def add_promotion_commands(command: Adder, at_least_one: Callable[[str], int]) -> None:
+def add_promotion_commands(command: CommandFactory, at_least_one: Callable[[str], int]) -> None:
     """Add them to the parser.
 
     Args:

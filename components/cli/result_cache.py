@@ -11,10 +11,10 @@ from components.core.errors import InputError
 from stlm.source_digest import source_digest
 from stlm.strict_json import digest_of
 
-__all__ = ["KeptResults", "content_digest"]
+__all__ = ["ResultCache", "content_digest"]
 
 
-class KeptResults:
+class ResultCache:
     """One file a result below ``<out>/results``; nothing is kept where ``out`` is empty."""
 
     def __init__(self, out: str) -> None:

@@ -4,7 +4,7 @@ import getpass
 import time
 
 from components.adapters.mlflow.aliases import FROZEN_TAG
-from components.cli.ledger import desk_of
+from components.cli.ledger import alias_manager_of
 from components.core.errors import InputError
 from components.local_stack.workspace import Workspace
 from components.promotion.rollback import RollbackInputs
@@ -43,7 +43,7 @@ def rollback(workspace: Workspace, *, key: str, to: int | None, reason: str, by:
     """
     started = time.monotonic()
     model, config = workspace.model(key), workspace.config
-    desk_of(workspace, model)  # there must be a registry
+    alias_manager_of(workspace, model)  # there must be a registry
     inputs = RollbackInputs(
         key=model.key,
         work_dir=config.paths.work_dir,
@@ -63,31 +63,31 @@ def rollback(workspace: Workspace, *, key: str, to: int | None, reason: str, by:
 def freeze(workspace: Workspace, *, key: str, reason: str, by: str) -> int:
     """Nothing is promoted until somebody unfreezes; 0."""
     who, why = _who(by), _because(reason)
-    desk = desk_of(workspace, workspace.model(key))
-    with desk.held(f"freeze by {who}") as held:
-        now = held.standing.frozen
+    manager = alias_manager_of(workspace, workspace.model(key))
+    with manager.transaction(f"freeze by {who}") as transaction:
+        now = transaction.state.frozen
         if now is None or (now.body["by"], now.body["reason"]) != (who, why):
-            held.note("freeze", by=who, reason=why)
-    print(f"{desk.key.registered_model}: promotion is frozen")
+            transaction.note("freeze", by=who, reason=why)
+    print(f"{manager.key.registered_model}: promotion is frozen")
     return 0
 
 
 def unfreeze(workspace: Workspace, *, key: str, reason: str, by: str) -> int:
     """Nights may promote again; 0."""
     who, why = _who(by), _because(reason)
-    desk = desk_of(workspace, workspace.model(key))
-    with desk.held(f"unfreeze by {who}") as held:
-        was_frozen = held.standing.frozen is not None or FROZEN_TAG in held.posted.tags
+    manager = alias_manager_of(workspace, workspace.model(key))
+    with manager.transaction(f"unfreeze by {who}") as transaction:
+        was_frozen = transaction.state.frozen is not None or FROZEN_TAG in transaction.posted.tags
         if was_frozen:
-            held.note("unfreeze", by=who, reason=why)
-            held.lift_tag()
-    print(f"{desk.key.registered_model}: {'nights may promote again' if was_frozen else 'promotion was not frozen'}")
+            transaction.note("unfreeze", by=who, reason=why)
+            transaction.lift_tag()
+    print(f"{manager.key.registered_model}: {'nights may promote again' if was_frozen else 'promotion was not frozen'}")
     return 0
 
 
 def delete_version(workspace: Workspace, *, key: str, version: int, by: str) -> int:
     """Delete a version that never carried an alias; 0."""
-    desk = desk_of(workspace, workspace.model(key))
-    delete(desk, version, by=_who(by))
-    print(f"version {version} of {desk.key.registered_model} is deleted")
+    manager = alias_manager_of(workspace, workspace.model(key))
+    delete(manager, version, by=_who(by))
+    print(f"version {version} of {manager.key.registered_model} is deleted")
     return 0

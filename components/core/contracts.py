@@ -141,7 +141,7 @@ class Fence(typing.Protocol):
         """Higher than that of everyone who held the lineage before."""
         ...
 
-    def admit(self, seen: int, where: str) -> None:
+    def check_token(self, seen: int, where: str) -> None:
         """Return if the lineage is still held and ``where`` has seen no higher number than ``seen``, ours at most."""
         ...
 

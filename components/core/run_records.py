@@ -77,7 +77,9 @@ def write_record(run: RunRef, record: StepRecord, fence: Fence | None = None) ->
         TransientError: The writer does not hold the key any more.
     """
     if fence is not None:
-        fence.admit(max((known.fence for known in read_night(run).values()), default=0), str(run.run_dir / "records"))
+        fence.check_token(
+            max((known.fence for known in read_night(run).values()), default=0), str(run.run_dir / "records")
+        )
         record = replace(record, fence=fence.number)
     write_json(_path(run, record.step), record)
 

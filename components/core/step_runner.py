@@ -21,7 +21,7 @@ from components.core.atomic_files import write_json
 from components.core.contracts import Contract, RunRef, digest_of, from_json, to_json
 from components.core.errors import EXIT_INPUT_ERROR, EXIT_TRANSIENT_ERROR, InputError, TransientError
 
-__all__ = ["main_for", "once", "step_dir"]
+__all__ = ["main_for", "run_once", "step_dir"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def step_dir(step: str, inputs: StepInputs) -> Path:
     return folder
 
 
-def once(
+def run_once(
     step: str, inputs: InputsT, outputs_type: type[OutputsT], body: Callable[[InputsT, Path], OutputsT]
 ) -> OutputsT:
     """Run ``body(inputs, folder)`` unless the same inputs have been through already.
@@ -67,7 +67,7 @@ def once(
     """
     folder = step_dir(step, inputs)
     done = folder / "outputs.json"
-    with contextlib.nullcontext() if done.exists() else _alone(step, folder):
+    with contextlib.nullcontext() if done.exists() else _exclusive(step, folder):
         if done.exists():
             logger.info("step=%s remembered outputs=%s", step, done)
             return from_json(outputs_type, json.loads(done.read_text(encoding="utf-8")), where=str(done))
@@ -78,7 +78,7 @@ def once(
 
 
 @contextlib.contextmanager
-def _alone(step: str, folder: Path) -> Iterator[None]:
+def _exclusive(step: str, folder: Path) -> Iterator[None]:
     """One attempt at a time in a folder, as one that was given up may live on; a full disk may have room again."""
     lock = FileLock(folder / ".lock")
     try:

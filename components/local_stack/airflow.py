@@ -13,7 +13,7 @@ from components.core.atomic_files import write_json
 from components.core.errors import TransientError
 from components.local_stack.airflow_api import AirflowApi, is_healthy
 from components.local_stack.airflow_env import airflow_environment, repository_root
-from components.local_stack.processes import Programs
+from components.local_stack.processes import ProcessGroup
 
 __all__ = ["LocalAirflow", "password", "start_airflow"]
 
@@ -23,7 +23,7 @@ _START_S = 180.0
 class LocalAirflow:
     """A running Airflow: where it listens, and a session with it."""
 
-    def __init__(self, url: str, api: AirflowApi, programs: Programs, home: Path) -> None:
+    def __init__(self, url: str, api: AirflowApi, programs: ProcessGroup, home: Path) -> None:
         self.url = url
         self.api = api
         self.home = home
@@ -42,7 +42,7 @@ class LocalAirflow:
 
 
 def start_airflow(
-    programs: Programs,
+    programs: ProcessGroup,
     home: Path,
     config: Path,
     *,
@@ -118,7 +118,7 @@ def _migrate(home: Path, env: dict[str, str]) -> None:
     stamp.touch()
 
 
-def _wait_until_healthy(url: str, programs: Programs, home: Path, *, with_triggerer: bool) -> None:
+def _wait_until_healthy(url: str, programs: ProcessGroup, home: Path, *, with_triggerer: bool) -> None:
     parts = ("scheduler", "dag_processor", *(("triggerer",) if with_triggerer else ()))
     deadline = time.monotonic() + _START_S
     while not is_healthy(url, parts):

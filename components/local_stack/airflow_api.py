@@ -1,4 +1,4 @@
-"""The little of Airflow's REST API that the console needs, over the standard library."""
+"""Client of Airflow's REST API: the little of it that the command line needs."""
 
 import json
 import urllib.error

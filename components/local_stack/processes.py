@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from components.core.atomic_files import write_json
 from components.core.errors import InputError, TransientError
 
-__all__ = ["Programs", "free_port", "interruptible", "port_is_free", "stop_owner"]
+__all__ = ["ProcessGroup", "free_port", "interruptible", "port_is_free", "stop_running"]
 
 _GRACE_S = 10.0
 
@@ -40,7 +40,7 @@ def port_is_free(port: int) -> bool:
         return True
 
 
-class Programs:
+class ProcessGroup:
     """The programs of one state folder: one owner at a time, nothing left behind by the one before.
 
     Use it as a context manager; leaving it ends every program and everything below it.
@@ -121,7 +121,7 @@ class Programs:
         write_json(self._record, {"owner": [os.getpid(), psutil.Process().create_time()], "programs": programs})
 
 
-def stop_owner(state: Path) -> bool:
+def stop_running(state: Path) -> bool:
     """Ask whoever runs programs in this state folder to end them; false if nothing runs.
 
     Where that process was killed, its programs are ended from here.

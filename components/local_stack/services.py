@@ -23,9 +23,9 @@ from components.core.errors import InputError, TransientError
 from components.local_stack.airflow import start_airflow
 from components.local_stack.airflow_env import airflow_environment, airflow_variables
 from components.local_stack.postgres import PostgresCluster
-from components.local_stack.processes import Programs, interruptible, port_is_free
+from components.local_stack.processes import ProcessGroup, interruptible, port_is_free
 from components.local_stack.s3_server import S3Service, free_ports
-from components.local_stack.web_interfaces import keep_up, mlflow_command, print_airflow
+from components.local_stack.web_interfaces import mlflow_command, print_airflow, wait_until_interrupted
 from components.local_stack.workspace import Workspace
 
 __all__ = ["Services", "configuration_on_services", "open_services", "up_services"]
@@ -87,7 +87,7 @@ def up_services(workspace: Workspace, *, airflow_port: int, mlflow_port: int) ->
     """
     home = workspace.state / "services"
     logs = home / "logs"
-    with interruptible(), Programs(workspace.state) as programs:
+    with interruptible(), ProcessGroup(workspace.state) as programs:
         services = open_services(home, airflow=airflow_port, mlflow=mlflow_port)
         print(f"Starting; data in {home}, logs in {logs} and {home / 'airflow' / 'logs'}", flush=True)
         ours = _workspace_on_services(workspace, services, home)
@@ -136,7 +136,7 @@ def up_services(workspace: Workspace, *, airflow_port: int, mlflow_port: int) ->
         print(f"S3       {s3.endpoint_url}   landing zone {ours.config.paths.landing}, credentials in {home / 'env'}")
         print(f"A shell of yours gets to all of it by `. {home / 'env'}`; the DAGs are paused until you unpause them.")
         print("Ctrl-C, or `stlm down` elsewhere, ends everything.", flush=True)
-        keep_up(programs)
+        wait_until_interrupted(programs)
     return 0
 
 
@@ -233,7 +233,7 @@ def _write_environment(path: Path, ours: Workspace, services: Services, variable
     write_file(path, "".join(lines).encode(), public=False)
 
 
-def _ready(name: str, ready: Callable[[], bool], programs: Programs, where: str, log: Path) -> None:
+def _ready(name: str, ready: Callable[[], bool], programs: ProcessGroup, where: str, log: Path) -> None:
     started = time.monotonic()
     while not ready():
         programs.check()

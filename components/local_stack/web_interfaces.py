@@ -7,10 +7,10 @@ from pathlib import Path
 from components.core.errors import InputError
 from components.local_stack.airflow import LocalAirflow, password, start_airflow
 from components.local_stack.airflow_env import airflow_environment
-from components.local_stack.processes import Programs, interruptible, port_is_free, stop_owner
+from components.local_stack.processes import ProcessGroup, interruptible, port_is_free, stop_running
 from components.local_stack.workspace import Workspace
 
-__all__ = ["down", "keep_up", "mlflow_command", "print_airflow", "up"]
+__all__ = ["down", "mlflow_command", "print_airflow", "up", "wait_until_interrupted"]
 
 
 def up(workspace: Workspace, *, airflow_port: int, mlflow_port: int) -> int:
@@ -34,7 +34,7 @@ def up(workspace: Workspace, *, airflow_port: int, mlflow_port: int) -> int:
         if not port_is_free(port) and (own_mlflow or name == "--port"):
             raise InputError(f"port {port} is taken; choose another with {name}")
     home = workspace.airflow_home
-    with interruptible(), Programs(workspace.state) as programs:
+    with interruptible(), ProcessGroup(workspace.state) as programs:
         print(f"Starting; logs in {home / 'logs'}", flush=True)
         if own_mlflow:
             _start_mlflow(workspace, programs, mlflow_port)
@@ -50,7 +50,7 @@ def up(workspace: Workspace, *, airflow_port: int, mlflow_port: int) -> int:
         print_airflow(airflow, workspace)
         print(f"MLflow   {f'http://127.0.0.1:{mlflow_port}' if own_mlflow else tracking}")
         print("Ctrl-C, or `stlm down` elsewhere, ends both.", flush=True)
-        keep_up(programs)
+        wait_until_interrupted(programs)
     return 0
 
 
@@ -61,7 +61,7 @@ def print_airflow(airflow: LocalAirflow, workspace: Workspace) -> None:
         print(f"         {airflow.url}   approver {name}, password {password(airflow.home, name)}")
 
 
-def keep_up(programs: Programs) -> None:
+def wait_until_interrupted(programs: ProcessGroup) -> None:
     """Return at Ctrl-C or ``stlm down``; raise ``TransientError`` when a program ends by itself."""
     try:
         while True:
@@ -71,7 +71,7 @@ def keep_up(programs: Programs) -> None:
         print("\nStopping", flush=True)
 
 
-def _start_mlflow(workspace: Workspace, programs: Programs, port: int) -> None:
+def _start_mlflow(workspace: Workspace, programs: ProcessGroup, port: int) -> None:
     mlflow = workspace.config.mlflow
     scheme, _, database = mlflow.tracking_uri.partition(":///")
     if scheme == "sqlite":
@@ -90,6 +90,6 @@ def mlflow_command(port: int, artifact_root: str) -> list[str]:
 
 def down(workspace: Workspace) -> int:
     """Stop what runs from this state folder; harmless where nothing does."""
-    stopped = stop_owner(workspace.state)
+    stopped = stop_running(workspace.state)
     print("Stopped." if stopped else "Nothing of this workspace is running.")
     return 0

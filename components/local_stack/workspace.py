@@ -1,4 +1,4 @@
-"""What every command of the console knows: the configuration, and where this machine keeps its state."""
+"""Workspace of the commands: the configuration, and where this machine keeps its state."""
 
 import os
 from dataclasses import dataclass

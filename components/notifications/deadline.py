@@ -13,13 +13,13 @@ from components.core.run_records import StepRecord, is_locked, read_night
 from components.notifications.current_champion import serving_version
 from components.notifications.delivery import deliver
 from components.notifications.messages import Message
-from components.notifications.outcomes import NOT_BEGUN, Lateness, bad_nights, mark_late
+from components.notifications.outcomes import NOT_BEGUN, DeadlineMiss, failure_streak, record_deadline_miss
 
-__all__ = ["WatchInputs", "WatchRef", "watch"]
+__all__ = ["DeadlineInputs", "DeadlineRef", "watch"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WatchInputs(Contract):
+class DeadlineInputs(Contract):
     """Which night, and whom to tell."""
 
     run: RunRef
@@ -31,7 +31,7 @@ class WatchInputs(Contract):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WatchRef(Contract):
+class DeadlineRef(Contract):
     """What was found at the deadline."""
 
     outcome: Literal["IN_TIME", "ENDED", "LATE"]
@@ -41,7 +41,7 @@ class WatchRef(Contract):
     """Channel -> what went wrong."""
 
 
-def watch(inputs: WatchInputs) -> WatchRef:
+def watch(inputs: DeadlineInputs) -> DeadlineRef:
     """Tell, once, of a night whose training is not done.
 
     Args:
@@ -54,11 +54,11 @@ def watch(inputs: WatchInputs) -> WatchRef:
     records = read_night(run)
     trained = records.get("fine_tune")
     if trained is not None and trained.outcome == "SUCCEEDED":
-        return WatchRef(outcome="IN_TIME")
+        return DeadlineRef(outcome="IN_TIME")
     if "report" in records or is_locked(records):
-        return WatchRef(outcome="ENDED")
-    late = mark_late(run, Lateness(partition=run.partition, begun=bool(records), why=_why(records)))
-    row = () if late.begun else bad_nights(run, NOT_BEGUN, inputs.alerts)
+        return DeadlineRef(outcome="ENDED")
+    late = record_deadline_miss(run, DeadlineMiss(partition=run.partition, begun=bool(records), why=_why(records)))
+    row = () if late.begun else failure_streak(run, NOT_BEGUN, inputs.alerts)
     message = Message(
         kind="deadline",
         level="escalation" if len(row) >= inputs.alerts.escalate_after else "trouble",
@@ -70,7 +70,9 @@ def watch(inputs: WatchInputs) -> WatchRef:
         bad_nights=row,
     )
     sent = deliver(message, inputs.settings, run.state_dir / "late" / run.key.slug / f"{run.partition}-sent")
-    return WatchRef(outcome="LATE", detail=late.why, undelivered={channel: why for channel, why in sent.items() if why})
+    return DeadlineRef(
+        outcome="LATE", detail=late.why, undelivered={channel: why for channel, why in sent.items() if why}
+    )
 
 
 def _why(records: dict[str, StepRecord]) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from components.adapters.env_secrets import secret_of
+from components.adapters.env_secrets import read_secret
 from components.adapters.smtp import send_mail
 from components.adapters.webhook import post_signed
 from components.config import NotifySettings
@@ -83,12 +83,12 @@ def _channels(message: Message, settings: NotifySettings) -> dict[str, Callable[
 def _post(message: Message, settings: NotifySettings) -> None:
     url = settings.webhook_url
     if url.startswith("env:"):
-        url = secret_of(url.removeprefix("env:"))
+        url = read_secret(url.removeprefix("env:"))
     post_signed(
         url,
         canonical_json(message.to_json() | {"id": message.id}).encode(),
         delivery=message.id,
-        secret=secret_of(settings.webhook_secret_env) if settings.webhook_secret_env else "",
+        secret=read_secret(settings.webhook_secret_env) if settings.webhook_secret_env else "",
         at=dt.datetime.now(dt.UTC),  # receivers refuse a signature of long ago; nothing else depends on it
         timeout_s=settings.timeout_s,
     )
@@ -97,7 +97,7 @@ def _post(message: Message, settings: NotifySettings) -> None:
 def _mail(message: Message, settings: NotifySettings, recipients: tuple[str, ...]) -> None:
     login = None
     if settings.smtp_user_env:
-        login = (secret_of(settings.smtp_user_env), secret_of(settings.smtp_password_env))
+        login = (read_secret(settings.smtp_user_env), read_secret(settings.smtp_password_env))
     send_mail(
         subject_of(message),
         text_of(message),

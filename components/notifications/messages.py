@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from components.core.contracts import Contract, GateDecision, Reason, RunRef, Verdict, digest_of
 from components.core.run_records import StepRecord
-from components.notifications.outcomes import Ending
+from components.notifications.outcomes import RunOutcome
 
 __all__ = ["Level", "Message", "night_message", "text_of"]
 
@@ -49,7 +49,7 @@ def night_message(
     run: RunRef,
     records: Mapping[str, StepRecord],
     *,
-    ending: Ending,
+    ending: RunOutcome,
     failed: tuple[str, ...],
     level: Level,
     champion: int | None,

@@ -10,7 +10,15 @@ from components.core.atomic_files import write_json
 from components.core.contracts import Contract, RunRef, from_json
 from components.core.run_records import StepRecord, failures, is_locked, nights, read_night
 
-__all__ = ["NOT_BEGUN", "Ending", "Lateness", "bad_nights", "ending_of", "is_bad", "mark_late"]
+__all__ = [
+    "NOT_BEGUN",
+    "DeadlineMiss",
+    "RunOutcome",
+    "failure_streak",
+    "is_failure",
+    "record_deadline_miss",
+    "run_outcome",
+]
 
 NOT_BEGUN = "NOT BEGUN"
 NOTHING_NEW = "NOTHING NEW"
@@ -18,7 +26,7 @@ _BAD = frozenset({"FAILED", "INCOMPLETE", "NOTHING ACCEPTED", "LOCKED", "UNFINIS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ending(Contract):
+class RunOutcome(Contract):
     """A night in a word, as on its page, and in a sentence."""
 
     outcome: str
@@ -26,7 +34,7 @@ class Ending(Contract):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lateness(Contract):
+class DeadlineMiss(Contract):
     """What the watch found of a night at the deadline."""
 
     partition: str
@@ -34,7 +42,7 @@ class Lateness(Contract):
     why: str
 
 
-def ending_of(records: Mapping[str, StepRecord], failed: tuple[str, ...] = ()) -> Ending:
+def run_outcome(records: Mapping[str, StepRecord], failed: tuple[str, ...] = ()) -> RunOutcome:
     """How a night ended.
 
     Args:
@@ -46,19 +54,19 @@ def ending_of(records: Mapping[str, StepRecord], failed: tuple[str, ...] = ()) -
     """
     known = dict(records)
     if is_locked(known):
-        return Ending(outcome="LOCKED", sentence=f"The night did not begin: {known['collect'].detail}.")
+        return RunOutcome(outcome="LOCKED", sentence=f"The night did not begin: {known['collect'].detail}.")
     # What was killed, and the page itself, stand in no record of success.
     failed = failed or failures(known)
     page = known.get("report")
     summary = {} if page is None or page.outputs is None else page.outputs["summary"]
     if failed and summary.get("badge") != "FAILED":
-        return Ending(outcome="FAILED", sentence=failed[0])
+        return RunOutcome(outcome="FAILED", sentence=failed[0])
     if not summary:
-        return Ending(outcome="UNFINISHED", sentence="The night left no page.")
-    return Ending(outcome=str(summary["badge"]), sentence=str(summary["sentence"]))
+        return RunOutcome(outcome="UNFINISHED", sentence="The night left no page.")
+    return RunOutcome(outcome=str(summary["badge"]), sentence=str(summary["sentence"]))
 
 
-def is_bad(outcome: str, settings: AlertSettings) -> bool:
+def is_failure(outcome: str, settings: AlertSettings) -> bool:
     """Whether a night with this outcome failed or was skipped."""
     return outcome in _BAD or (outcome == NOTHING_NEW and settings.count_nothing_new)
 
@@ -67,7 +75,7 @@ def _late_dir(run: RunRef) -> Path:
     return run.state_dir / "late" / run.key.slug
 
 
-def mark_late(run: RunRef, found: Lateness) -> Lateness:
+def record_deadline_miss(run: RunRef, found: DeadlineMiss) -> DeadlineMiss:
     """Remember that training was not done at the deadline: a night that never begins leaves no other trace.
 
     Args:
@@ -84,11 +92,11 @@ def mark_late(run: RunRef, found: Lateness) -> Lateness:
     return found
 
 
-def _read_lateness(path: Path) -> Lateness:
-    return from_json(Lateness, json.loads(path.read_text(encoding="utf-8")), where=str(path))
+def _read_lateness(path: Path) -> DeadlineMiss:
+    return from_json(DeadlineMiss, json.loads(path.read_text(encoding="utf-8")), where=str(path))
 
 
-def bad_nights(run: RunRef, outcome: str, settings: AlertSettings) -> tuple[str, ...]:
+def failure_streak(run: RunRef, outcome: str, settings: AlertSettings) -> tuple[str, ...]:
     """The unbroken row of failed or skipped nights up to this one.
 
     Args:
@@ -99,7 +107,7 @@ def bad_nights(run: RunRef, outcome: str, settings: AlertSettings) -> tuple[str,
     Returns:
         ``night: outcome``, oldest first; empty where this night went well.
     """
-    if not is_bad(outcome, settings):
+    if not is_failure(outcome, settings):
         return ()
     begun = {other.partition: other for other in nights(run.work_dir, run.key)}
     late = {path.stem for path in _late_dir(run).glob("*.json")}
@@ -108,8 +116,8 @@ def bad_nights(run: RunRef, outcome: str, settings: AlertSettings) -> tuple[str,
         if partition >= run.partition:
             continue
         records = read_night(begun[partition]) if partition in begun else {}
-        before = ending_of(records).outcome if records else NOT_BEGUN
-        if not is_bad(before, settings):
+        before = run_outcome(records).outcome if records else NOT_BEGUN
+        if not is_failure(before, settings):
             break
         row.append(f"{partition}: {before}")
     return tuple(reversed(row))

@@ -1,4 +1,4 @@
-"""The desk at which one key's aliases are moved: one clerk at a time, every move announced and noted.
+"""Alias transaction: one writer at a time moves a key's aliases, and every move is announced and committed.
 
 A move is an ``intent`` in the ledger, then the aliases, then a ``commit``; the commit is the moment at which it became
 true. MLflow cannot refuse a late writer, so nobody relies on the alias alone:
@@ -7,7 +7,7 @@ true. MLflow cannot refuse a late writer, so nobody relies on the alias alone:
   writers of one entry all but one;
 - whoever finds that its lease was lost after it set an alias puts the aliases back to what the ledger says;
 - whoever committed looks at the aliases once more, so that of two such writers the last one leaves them right;
-- whoever takes the lease first finishes or undoes what a crash left (:meth:`HeldDesk.reconcile`).
+- whoever takes the lease first finishes or undoes what a crash left (:meth:`AliasTransaction.reconcile`).
 """
 
 import contextlib
@@ -16,19 +16,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from components.adapters.lease import Clock, Lease, LeaseObject, StaleLeaseError, holder_name, utc_now
-from components.adapters.ledger import Chain, Entry, EntryKind, Ledger
-from components.adapters.mlflow.aliases import FROZEN_TAG, HEAD_TAG, AliasBoard, Posted
+from components.adapters.lease import Clock, Lease, StaleLeaseError, StoredLease, holder_name, utc_now
+from components.adapters.ledger import Entry, EntryKind, Ledger, LedgerEntries
+from components.adapters.mlflow.aliases import FROZEN_TAG, HEAD_TAG, RegisteredModelAliases, RegistrySnapshot
 from components.adapters.mlflow.registry import ModelRegistry
 from components.adapters.storage import open_storage
 from components.config import MlflowSettings, PromoteSettings, ledger_of
 from components.core.contracts import CHAMPION_ALIAS, ModelKey
 from components.core.errors import TransientError
-from components.promotion.champion_state import Standing, alias_plan, standing_of
-from components.promotion.reconciliation import adopted, settle
+from components.promotion.champion_state import ChampionState, alias_plan, replay_ledger
+from components.promotion.reconciliation import import_existing_champion, reconcile_aliases
 from components.promotion.signing import Signing
 
-__all__ = ["Desk", "HeldDesk", "open_desk"]
+__all__ = ["AliasManager", "AliasTransaction", "open_alias_manager"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ _LEASE_S = 30.0
 _WAIT_S = 300.0
 
 
-class Desk:
-    """What is known of one key, and the way to change it.
+class AliasManager:
+    """Aliases, ledger and lease of one key, and the way to change them.
 
     Args:
         key: Whose aliases.
@@ -55,7 +55,7 @@ class Desk:
         *,
         registry: ModelRegistry,
         ledger: Ledger,
-        lease: LeaseObject,
+        lease: StoredLease,
         signing: Signing,
         clock: Clock,
     ) -> None:
@@ -65,17 +65,17 @@ class Desk:
         self.lease = lease
         self.signing = signing
         self.clock = clock
-        self._seen: Chain | None = None
+        self._seen: LedgerEntries | None = None
 
     @property
-    def board(self) -> AliasBoard:
+    def aliases(self) -> RegisteredModelAliases:
         """Aliases and tags in the registry."""
         return self.registry.aliases(self.key)
 
-    def look(self) -> tuple[Chain, Posted]:
+    def snapshot(self) -> tuple[LedgerEntries, RegistrySnapshot]:
         """Ledger and registry as they are, verified against each other; nothing is changed.
 
-        Entries that this desk has read before are not fetched again.
+        Entries that were read before are not fetched again.
 
         Returns:
             The ledger, and what the registered model carries (nothing where it is not registered).
@@ -85,66 +85,66 @@ class Desk:
             TransientError: Ledger or registry cannot be reached.
         """
         # The head first: entries that are written in between only make the ledger longer than the head says.
-        posted = self.board.read() or Posted(aliases={}, tags={})
+        posted = self.aliases.read() or RegistrySnapshot(aliases={}, tags={})
         chain = self.ledger.read(self._seen)
         self.ledger.check_head(chain, posted.tags.get(HEAD_TAG, ""))
         self._seen = chain
         return chain, posted
 
     @contextlib.contextmanager
-    def held(self, what: str, *, wait_s: float = _WAIT_S) -> Iterator["HeldDesk"]:
-        """Be the only clerk, with ledger and registry in agreement.
+    def transaction(self, what: str, *, wait_s: float = _WAIT_S) -> Iterator["AliasTransaction"]:
+        """Be the only writer, with ledger and registry in agreement.
 
         Args:
             what: Who wants it and for what, for those who wait.
-            wait_s: How long to wait for another clerk, in seconds.
+            wait_s: How long to wait for another writer, in seconds.
 
         Yields:
-            The desk.
+            The transaction.
 
         Raises:
             LedgerBrokenError: The ledger was tampered with; nothing is changed.
             LeaseHeldError: Another held the lease all the while.
             TransientError: Ledger or registry cannot be reached.
         """
-        chain, _ = self.look()  # before the lease: a broken ledger is left as it is
+        chain, _ = self.snapshot()  # before the lease: a broken ledger is left as it is
         above = max((entry.fence for entry in chain.entries), default=0)
         holder = holder_name(what)
         lease = self.lease.take(holder, seconds=_LEASE_S, above_fence=above, wait_s=wait_s)
         try:
-            desk = HeldDesk(self, holder, lease)
-            desk.reconcile()
-            yield desk
+            manager = AliasTransaction(self, holder, lease)
+            manager.reconcile()
+            yield manager
         finally:
             # A lease that cannot be given back runs out by itself; what went wrong before is the news.
             with contextlib.suppress(TransientError):
                 self.lease.release(lease)
 
 
-class HeldDesk:
-    """The desk while its lease is held; made by :meth:`Desk.held`."""
+class AliasTransaction:
+    """Changes of a key while its lease is held; made by :meth:`AliasManager.transaction`."""
 
-    def __init__(self, desk: Desk, holder: str, lease: Lease) -> None:
+    def __init__(self, manager: AliasManager, holder: str, lease: Lease) -> None:
         """Read ledger and registry afresh, now that nobody else may write."""
-        self._desk = desk
+        self._manager = manager
         self._holder = holder
         self._lease = lease
-        self._board = desk.board
-        self._chain, self.posted = desk.look()
+        self._aliases = manager.aliases
+        self._chain, self.posted = manager.snapshot()
         self.repairs: list[str] = []
         """What :meth:`reconcile` had to do, in sentences."""
-        self.lost: list[int] = []
+        self.missing_versions: list[int] = []
         """Versions that the ledger gives an alias and the registry has no longer."""
 
     @property
     def name(self) -> str:
         """Name of the registered model."""
-        return self._board.name
+        return self._aliases.name
 
     @property
-    def standing(self) -> Standing:
+    def state(self) -> ChampionState:
         """What the ledger says now."""
-        return standing_of(self._chain.entries)
+        return replay_ledger(self._chain.entries)
 
     def reconcile(self) -> None:
         """Finish or undo what a crash left, and put aliases and tags where the ledger says.
@@ -154,7 +154,7 @@ class HeldDesk:
             TransientError: Ledger or registry cannot be reached.
         """
         serving = self.posted.aliases.get(CHAMPION_ALIAS)
-        intent = self.standing.open_intent
+        intent = self.state.open_intent
         if intent is not None and serving == intent.body["champion"]:
             self._append("commit", intent.body | {"intent": intent.seq})
             self.repairs.append(f"entry {intent.seq}: finished, version {serving} had the alias already")
@@ -162,8 +162,8 @@ class HeldDesk:
             why = "its writer ended before it moved the alias"
             self._append("abort", {"intent": intent.seq, "reason": why})
             self.repairs.append(f"entry {intent.seq}: undone, {why}")
-        if serving is not None and not self.standing.bootstrapped:
-            self._append("commit", adopted(self._board, self.posted, serving))
+        if serving is not None and not self.state.bootstrapped:
+            self._append("commit", import_existing_champion(self._aliases, self.posted, serving))
             self.repairs.append(f"version {serving} was champion before there was a ledger: written down")
         self.repairs += self._settle()
 
@@ -188,13 +188,13 @@ class HeldDesk:
             TransientError: Ledger or registry cannot be reached, or the alias was moved by somebody without a lease;
                 the next to take the lease finishes or undoes it.
         """
-        where = self.standing.after(champion, action=action, anchor=anchor)
+        where = self.state.after(champion, action=action, anchor=anchor)
         intent = self._append("intent", {**where, "by": by, "reason": reason, "record": dict(record)})
         try:
             self._point(intent)
             commit = self._append("commit", intent.body | {"intent": intent.seq})
         except StaleLeaseError:
-            logger.warning("lost the lease while moving %s to version %d", self._board.name, champion)
+            logger.warning("lost the lease while moving %s to version %d", self._aliases.name, champion)
             self._settle()
             raise
         self._settle()
@@ -216,7 +216,7 @@ class HeldDesk:
             StaleLeaseError: The lease was lost; nothing was written.
             TransientError: Ledger or registry cannot be reached.
         """
-        self._board.create()
+        self._aliases.create()
         entry = self._append(kind, {**(facts or {}), "by": by, "reason": reason})
         self._settle()
         return entry
@@ -225,26 +225,26 @@ class HeldDesk:
         """Take away a freeze that was set by hand in MLflow."""
         if FROZEN_TAG in self.posted.tags:
             self._still_mine()
-            self._board.tag(FROZEN_TAG, None)
+            self._aliases.tag(FROZEN_TAG, None)
 
     def version_tags(self, version: int) -> dict[str, str] | None:
         """Tags of a version in the registry; ``None`` where there is no such version."""
-        return self._board.version_tags(version)
+        return self._aliases.version_tags(version)
 
     def delete_version(self, version: int) -> None:
         """Delete a version from the registry; that it may go is the caller's to know."""
         self._still_mine()
-        self._board.delete_version(version)
+        self._aliases.delete_version(version)
 
     def _still_mine(self) -> None:
-        self._lease = self._desk.lease.renew(self._lease, seconds=_LEASE_S)
+        self._lease = self._manager.lease.renew(self._lease, seconds=_LEASE_S)
 
     def _append(self, kind: EntryKind, body: Mapping[str, Any]) -> Entry:
         self._still_mine()
-        self._chain = self._desk.ledger.append(
+        self._chain = self._manager.ledger.append(
             self._chain,
             kind=kind,
-            at=self._desk.clock(),
+            at=self._manager.clock(),
             fence=self._lease.fence,
             writer=self._holder,
             body=body,
@@ -257,24 +257,26 @@ class HeldDesk:
         for name, version in alias_plan(body).items():
             if self.posted.aliases.get(name) != version:
                 self._still_mine()
-                self._board.point(name, version)
-        now = self._board.read()
+                self._aliases.set_alias(name, version)
+        now = self._aliases.read()
         stands = None if now is None else now.aliases.get(CHAMPION_ALIAS)
         if stands != body["champion"]:
             raise TransientError(
-                f"{self._board.name}: {CHAMPION_ALIAS!r} was set to version {body['champion']} but stands at {stands}"
+                f"{self._aliases.name}: {CHAMPION_ALIAS!r} was set to version {body['champion']} but stands at {stands}"
             )
 
     def _settle(self) -> list[str]:
-        settled = settle(self._board, self._desk.ledger, self._chain, lost=self.lost)
+        settled = reconcile_aliases(
+            self._aliases, self._manager.ledger, self._chain, missing_versions=self.missing_versions
+        )
         self._chain, self.posted = settled.chain, settled.posted
         return settled.repairs
 
 
-def open_desk(
+def open_alias_manager(
     key: ModelKey, *, work_dir: str, mlflow: MlflowSettings, settings: PromoteSettings, clock: Clock = utc_now
-) -> Desk:
-    """The desk of a key.
+) -> AliasManager:
+    """The alias manager of a key.
 
     Args:
         key: Whose aliases.
@@ -284,18 +286,18 @@ def open_desk(
         clock: The clock of everything that is written.
 
     Returns:
-        The desk; nothing is read or made yet.
+        The manager; nothing is read or made yet.
 
     Raises:
         InputError: The ledger's address is of no known kind.
         TransientError: MLflow cannot be reached.
     """
     storage = open_storage(ledger_of(work_dir, settings), endpoint_url=settings.ledger_endpoint_url)
-    return Desk(
+    return AliasManager(
         key,
         registry=ModelRegistry(mlflow.tracking_uri, Path(work_dir) / "models"),
         ledger=Ledger(storage, key.registered_model),
-        lease=LeaseObject(storage, f"{key.registered_model}/lease.json", clock=clock),
+        lease=StoredLease(storage, f"{key.registered_model}/lease.json", clock=clock),
         signing=Signing(work_dir=work_dir, settings=settings),
         clock=clock,
     )

@@ -9,14 +9,14 @@ from components.adapters.ledger import Entry
 from components.adapters.mlflow.aliases import CHALLENGER_ALIAS, PREVIOUS_ALIAS
 from components.core.contracts import ANCHOR_ALIAS, CHAMPION_ALIAS
 
-__all__ = ["ROLES", "Standing", "alias_plan", "spoken", "standing_at", "standing_of"]
+__all__ = ["ROLES", "ChampionState", "alias_plan", "champion_state_at", "replay_ledger", "version_label"]
 
 ROLES = ("champion", "previous", "anchor", "challenger")
 """What a version can be; a commit entry says it of each in its body."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
+class ChampionState:
     """What the ledger says of a key."""
 
     champion: int | None = None
@@ -25,7 +25,7 @@ class Standing:
     anchor: int | None = None
     line: tuple[int, ...] = ()
     """The champions in order, without those that were rolled back."""
-    carried: frozenset[int] = frozenset()
+    ever_aliased: frozenset[int] = frozenset()
     """Every version that ever was champion, previous, anchor or challenger."""
     commits: Mapping[int, Entry] = field(default_factory=dict)
     """Version -> the entry that first made it champion."""
@@ -47,7 +47,7 @@ class Standing:
         return None if self.challenge is None else int(self.challenge.body["version"])
 
     @property
-    def were_champion(self) -> frozenset[int]:
+    def past_champions(self) -> frozenset[int]:
         """Every version that ever was champion."""
         return frozenset(self.commits) | frozenset(self.line)
 
@@ -68,7 +68,7 @@ class Standing:
         entry = None if self.champion is None else self.commits.get(self.champion)
         return entry if entry is not None and entry.body["action"] == "break-glass" else None
 
-    def overruled(self) -> str:
+    def override_summary(self) -> str:
         """How the glass was broken for the champion, in words; empty where it was not."""
         entry = self.break_glass
         if entry is None:
@@ -109,22 +109,22 @@ def alias_plan(where: Mapping[str, Any]) -> dict[str, int | None]:
     return {PREVIOUS_ALIAS: where["previous"], ANCHOR_ALIAS: where["anchor"], CHAMPION_ALIAS: where["champion"]}
 
 
-def spoken(version: int | None) -> str:
+def version_label(version: int | None) -> str:
     """A champion in words."""
     return "no version" if version is None else f"version {version}"
 
 
-def standing_of(entries: Iterable[Entry]) -> Standing:
+def replay_ledger(entries: Iterable[Entry]) -> ChampionState:
     """Read the entries in order."""
-    standing = Standing()
+    state = ChampionState()
     for entry in entries:
-        standing = _READERS[entry.kind](standing, entry)
-    return standing
+        state = _READERS[entry.kind](state, entry)
+    return state
 
 
-def standing_at(entries: Iterable[Entry], moment: dt.datetime) -> Standing:
+def champion_state_at(entries: Iterable[Entry], moment: dt.datetime) -> ChampionState:
     """What the ledger said at a moment, with its zone."""
-    return standing_of(entry for entry in entries if entry.time <= moment)
+    return replay_ledger(entry for entry in entries if entry.time <= moment)
 
 
 def _moved(line: tuple[int, ...], champion: int, action: str) -> tuple[int, ...]:
@@ -133,45 +133,45 @@ def _moved(line: tuple[int, ...], champion: int, action: str) -> tuple[int, ...]
     return (*line, champion)
 
 
-def _commit(standing: Standing, entry: Entry) -> Standing:
+def _commit(state: ChampionState, entry: Entry) -> ChampionState:
     body = entry.body
     champion, action = int(body["champion"]), str(body["action"])
-    line = _moved(standing.line, champion, action)
+    line = _moved(state.line, champion, action)
     if action == "adopt" and body["previous"] is not None:
         line = (int(body["previous"]), champion)
     return replace(
-        standing,
+        state,
         champion=champion,
         previous=body["previous"],
         anchor=body["anchor"],
         line=line,
-        carried=standing.carried | {int(body[role]) for role in ROLES if body.get(role) is not None},
-        commits=dict(standing.commits) | ({} if champion in standing.commits else {champion: entry}),
+        ever_aliased=state.ever_aliased | {int(body[role]) for role in ROLES if body.get(role) is not None},
+        commits=dict(state.commits) | ({} if champion in state.commits else {champion: entry}),
         # Whoever takes a model back does not want the next night to bring it again.
-        frozen=entry if action == "rollback" else standing.frozen,
+        frozen=entry if action == "rollback" else state.frozen,
         open_intent=None,
         last_commit=entry,
-        challenge=None if champion == standing.challenger else standing.challenge,
-        shadows=() if champion == standing.challenger else standing.shadows,
+        challenge=None if champion == state.challenger else state.challenge,
+        shadows=() if champion == state.challenger else state.shadows,
     )
 
 
-def _challenge(standing: Standing, entry: Entry) -> Standing:
-    return replace(standing, challenge=entry, shadows=(), carried=standing.carried | {int(entry.body["version"])})
+def _challenge(state: ChampionState, entry: Entry) -> ChampionState:
+    return replace(state, challenge=entry, shadows=(), ever_aliased=state.ever_aliased | {int(entry.body["version"])})
 
 
-def _drop(standing: Standing, entry: Entry) -> Standing:
-    dropped = dict(standing.dropped) | {int(entry.body["version"]): entry}
-    return replace(standing, challenge=None, shadows=(), dropped=dropped)
+def _drop(state: ChampionState, entry: Entry) -> ChampionState:
+    dropped = dict(state.dropped) | {int(entry.body["version"]): entry}
+    return replace(state, challenge=None, shadows=(), dropped=dropped)
 
 
-_READERS: dict[str, Callable[[Standing, Entry], Standing]] = {
-    "intent": lambda standing, entry: replace(standing, open_intent=entry),
+_READERS: dict[str, Callable[[ChampionState, Entry], ChampionState]] = {
+    "intent": lambda state, entry: replace(state, open_intent=entry),
     "commit": _commit,
-    "abort": lambda standing, _: replace(standing, open_intent=None),
-    "freeze": lambda standing, entry: replace(standing, frozen=entry),
-    "unfreeze": lambda standing, _: replace(standing, frozen=None),
+    "abort": lambda state, _: replace(state, open_intent=None),
+    "freeze": lambda state, entry: replace(state, frozen=entry),
+    "unfreeze": lambda state, _: replace(state, frozen=None),
     "challenge": _challenge,
-    "shadow": lambda standing, entry: replace(standing, shadows=(*standing.shadows, entry)),
+    "shadow": lambda state, entry: replace(state, shadows=(*state.shadows, entry)),
     "drop": _drop,
 }

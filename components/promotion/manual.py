@@ -30,9 +30,9 @@ from components.core.contracts import (
 )
 from components.core.errors import InputError
 from components.core.run_records import nights, read_night
-from components.promotion.alias_transaction import Desk, open_desk
-from components.promotion.champion_state import Standing, spoken, standing_of
-from components.promotion.registration import Judged, check_binding, check_version, read_record, register
+from components.promotion.alias_transaction import AliasManager, open_alias_manager
+from components.promotion.champion_state import ChampionState, replay_ledger, version_label
+from components.promotion.registration import PromotionEvidence, check_binding, check_version, read_record, register
 from components.promotion.takeover import promote_version
 from stlm.data.layout import read_golden_set
 from stlm.errors import DataError
@@ -93,29 +93,31 @@ def promote_by_hand(inputs: PromoteByHandInputs, *, clock: Clock = utc_now) -> P
         InputError: There is no such candidate, it may not take over, or it does not load; the champion is untouched.
         TransientError: MLflow or the ledger cannot be reached, or another holds the lease for long.
     """
-    desk = open_desk(inputs.key, work_dir=inputs.work_dir, mlflow=inputs.mlflow, settings=inputs.settings, clock=clock)
-    standing, frozen = _look(desk)
-    version, judged = _find(desk, inputs)
+    manager = open_alias_manager(
+        inputs.key, work_dir=inputs.work_dir, mlflow=inputs.mlflow, settings=inputs.settings, clock=clock
+    )
+    state, frozen = _look(manager)
+    version, judged = _find(manager, inputs)
     if version is not None:
-        if standing.champion == version:
-            return _already(inputs, standing, version)
-        record = read_record(desk, version)
-        _may_take_over(inputs, standing, frozen, record, f"version {version}")
-        _refuse_former(desk, standing, version)
+        if state.champion == version:
+            return _already(inputs, state, version)
+        record = read_record(manager, version)
+        _may_take_over(inputs, state, frozen, record, f"version {version}")
+        _refuse_former(manager, state, version)
         # Without the lease: to fetch a package and to load it may take longer than it lasts.
-        check_version(desk, version, scores_needed=True)
+        check_version(manager, version, scores_needed=True)
     else:
         assert judged is not None
         decision = judged.decision
         verdict = {"verdict": decision.verdict.value, "judged_against": decision.champion_version}
         found = {"verdict": verdict, "golden_digest": judged.evaluation.golden_digest}
-        _may_take_over(inputs, standing, frozen, found, f"the candidate of {judged.run.partition}")
+        _may_take_over(inputs, state, frozen, found, f"the candidate of {judged.run.partition}")
         calibration = check_binding(judged)
-        version, record = register(desk, judged, calibration, run_id=open_run(inputs.mlflow, judged.run))
+        version, record = register(manager, judged, calibration, run_id=open_run(inputs.mlflow, judged.run))
     outcome = promote_version(
-        desk,
+        manager,
         version,
-        judged_against=standing.champion if inputs.break_glass else record["verdict"]["judged_against"],
+        judged_against=state.champion if inputs.break_glass else record["verdict"]["judged_against"],
         becomes_anchor=bool(record["verdict"].get("becomes_anchor")),
         by=f"{inputs.by} and {inputs.second}" if inputs.break_glass else inputs.by,
         reason=inputs.reason,
@@ -123,37 +125,41 @@ def promote_by_hand(inputs: PromoteByHandInputs, *, clock: Clock = utc_now) -> P
         break_glass=inputs.break_glass,
     )
     if outcome.outcome not in {"PROMOTED", "ALREADY_PROMOTED"}:
-        raise InputError(f"{desk.key.registered_model}: {outcome.outcome}: {outcome.detail}")
+        raise InputError(f"{manager.key.registered_model}: {outcome.outcome}: {outcome.detail}")
     return outcome
 
 
-def _look(desk: Desk) -> tuple[Standing, str]:
+def _look(manager: AliasManager) -> tuple[ChampionState, str]:
     """Who is what, and why promotion is frozen, if it is."""
-    chain, posted = desk.look()
-    standing = standing_of(chain.entries)
-    if not standing.bootstrapped and CHAMPION_ALIAS in posted.aliases:
-        with desk.held("promote by hand") as held:  # a champion from before there was a ledger is written down
-            standing = held.standing
-    return standing, standing.frozen_because() or posted.tags.get(FROZEN_TAG, "")
+    chain, posted = manager.snapshot()
+    state = replay_ledger(chain.entries)
+    if not state.bootstrapped and CHAMPION_ALIAS in posted.aliases:
+        with manager.transaction(
+            "promote by hand"
+        ) as transaction:  # a champion from before there was a ledger is written down
+            state = transaction.state
+    return state, state.frozen_because() or posted.tags.get(FROZEN_TAG, "")
 
 
-def _find(desk: Desk, inputs: PromoteByHandInputs) -> tuple[int | None, Judged | None]:
+def _find(manager: AliasManager, inputs: PromoteByHandInputs) -> tuple[int | None, PromotionEvidence | None]:
     """The registered version, or else the night whose candidate it is."""
     if _VERSION.fullmatch(inputs.candidate):
         version = int(inputs.candidate)
-        if desk.board.version_tags(version) is None:
-            raise InputError(f"{desk.key.registered_model} has no version {version}")
+        if manager.aliases.version_tags(version) is None:
+            raise InputError(f"{manager.key.registered_model} has no version {version}")
         return version, None
-    versions = desk.registry.versions_of(inputs.key, inputs.candidate)
+    versions = manager.registry.versions_of(inputs.key, inputs.candidate)
     if len(versions) > 1:
         found = ", ".join(map(str, versions))
-        raise InputError(f"candidate {inputs.candidate} is versions {found} of {desk.key.registered_model}: name one")
+        raise InputError(
+            f"candidate {inputs.candidate} is versions {found} of {manager.key.registered_model}: name one"
+        )
     if versions:
         return versions[0], None
     return None, _judged(inputs)
 
 
-def _judged(inputs: PromoteByHandInputs) -> Judged:
+def _judged(inputs: PromoteByHandInputs) -> PromotionEvidence:
     """The latest night that judged this candidate."""
     for run in reversed(nights(inputs.work_dir, inputs.key)):
         outputs = {step: record.outputs for step, record in read_night(run).items() if record.outputs is not None}
@@ -161,7 +167,7 @@ def _judged(inputs: PromoteByHandInputs) -> Judged:
         if decision is None or not str(decision.get("candidate_key", "")).startswith(inputs.candidate):
             continue
         try:
-            return Judged(
+            return PromotionEvidence(
                 run=run,
                 package=PackageRef.from_json(outputs["export"]),
                 decision=GateDecision.from_json(decision),
@@ -179,7 +185,7 @@ def _judged(inputs: PromoteByHandInputs) -> Judged:
 
 
 def _may_take_over(
-    inputs: PromoteByHandInputs, standing: Standing, frozen: str, record: dict[str, Any], what: str
+    inputs: PromoteByHandInputs, state: ChampionState, frozen: str, record: dict[str, Any], what: str
 ) -> None:
     """Refuse before anything is registered or loaded; the lease's holder looks at the champion again."""
     if inputs.break_glass:
@@ -190,10 +196,10 @@ def _may_take_over(
         raise InputError(
             f"{what} of {name} was judged {verdict}; only PROMOTE takes over (or two people: --break-glass)"
         )
-    if judged_against != standing.champion:
+    if judged_against != state.champion:
         raise InputError(
-            f"STALE_DECISION: {what} of {name} was judged against {spoken(judged_against)}, the champion is "
-            f"{spoken(standing.champion)}"
+            f"STALE_DECISION: {what} of {name} was judged against {version_label(judged_against)}, the champion is "
+            f"{version_label(state.champion)}"
         )
     if frozen:
         raise InputError(f"promotion of {name} is frozen: {frozen}; lift it with `stlm unfreeze`")
@@ -208,21 +214,21 @@ def _may_take_over(
         )
 
 
-def _refuse_former(desk: Desk, standing: Standing, version: int) -> None:
-    if version in standing.were_champion or PROMOTED_TAG in (desk.board.version_tags(version) or {}):
+def _refuse_former(manager: AliasManager, state: ChampionState, version: int) -> None:
+    if version in state.past_champions or PROMOTED_TAG in (manager.aliases.version_tags(version) or {}):
         raise InputError(
-            f"version {version} of {desk.key.registered_model} was champion before; to bring it back: `stlm rollback "
-            f"--to {version}`"
+            f"version {version} of {manager.key.registered_model} was champion before; to bring it back: "
+            f"`stlm rollback --to {version}`"
         )
 
 
-def _already(inputs: PromoteByHandInputs, standing: Standing, version: int) -> PromotionRef:
+def _already(inputs: PromoteByHandInputs, state: ChampionState, version: int) -> PromotionRef:
     return PromotionRef(
         outcome="ALREADY_PROMOTED",
         name=inputs.key.registered_model,
         version=version,
         champion_version=version,
-        previous_version=standing.previous,
+        previous_version=state.previous,
         detail=f"version {version} is the champion already",
     )
 
@@ -239,6 +245,6 @@ def _people(inputs: PromoteByHandInputs, record: dict[str, Any]) -> dict[str, An
             "by": inputs.by,
             "second": inputs.second,
             "reason": inputs.reason,
-            "overruled": {"verdict": verdict["verdict"], "judged_against": verdict["judged_against"]},
+            "override_summary": {"verdict": verdict["verdict"], "judged_against": verdict["judged_against"]},
         },
     }

@@ -4,45 +4,47 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from components.adapters.ledger import Chain, Ledger
+from components.adapters.ledger import Ledger, LedgerEntries
 from components.adapters.mlflow.aliases import (
     HEAD_TAG,
     LAST_CHAMPION_TAG,
     PREVIOUS_ALIAS,
     PROMOTED_TAG,
-    AliasBoard,
-    Posted,
+    RegisteredModelAliases,
+    RegistrySnapshot,
 )
 from components.core.contracts import ANCHOR_ALIAS
 from components.core.errors import InputError, TransientError
-from components.promotion.champion_state import Standing, spoken, standing_of
+from components.promotion.champion_state import ChampionState, replay_ledger, version_label
 
-__all__ = ["Settled", "adopted", "record_from_tags", "settle"]
+__all__ = ["Reconciled", "import_existing_champion", "reconcile_aliases", "record_from_tags"]
 
 _TRIES = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Settled:
+class Reconciled:
     """Ledger and registry in agreement."""
 
-    chain: Chain
-    posted: Posted
+    chain: LedgerEntries
+    posted: RegistrySnapshot
     repairs: list[str]
     """What had to be moved, in sentences."""
 
 
-def settle(board: AliasBoard, ledger: Ledger, chain: Chain, *, lost: list[int]) -> Settled:
+def reconcile_aliases(
+    aliases: RegisteredModelAliases, ledger: Ledger, chain: LedgerEntries, *, missing_versions: list[int]
+) -> Reconciled:
     """Put aliases and tags where the ledger says, also while others write.
 
     After each change the ledger is read again, so that whoever set an alias by an entry that is no longer the last one
     sees that and sets it once more.
 
     Args:
-        board: Aliases and tags.
+        aliases: Aliases and tags.
         ledger: The key's ledger.
         chain: What was read of it before.
-        lost: Versions that the registry has no longer; those that are found are added.
+        missing_versions: Versions that the registry has no longer; those that are found are added.
 
     Returns:
         What both say now.
@@ -53,53 +55,69 @@ def settle(board: AliasBoard, ledger: Ledger, chain: Chain, *, lost: list[int]) 
     repairs: list[str] = []
     for _ in range(_TRIES):
         chain = ledger.read(chain)
-        posted = board.read() or Posted(aliases={}, tags={})
-        standing = standing_of(chain.entries)
-        wrong = _misplaced(standing, posted, lost)
+        posted = aliases.read() or RegistrySnapshot(aliases={}, tags={})
+        state = replay_ledger(chain.entries)
+        wrong = _misplaced(state, posted, missing_versions)
         if not wrong:
-            _settle_tags(board, chain, standing, posted, lost)
-            return Settled(chain=chain, posted=posted, repairs=repairs)
+            _settle_tags(aliases, chain, state, posted, missing_versions)
+            return Reconciled(chain=chain, posted=posted, repairs=repairs)
         for name, version in wrong.items():
             stood = posted.aliases.get(name)
-            repairs.append(f"alias {name!r} stood at {spoken(stood)}, by the ledger it is {spoken(version)}: moved")
+            repairs.append(
+                f"alias {name!r} stood at {version_label(stood)}, by the ledger it is {version_label(version)}: moved"
+            )
             try:
-                board.point(name, version)
+                aliases.set_alias(name, version)
             except InputError as error:
                 assert version is not None
-                lost.append(version)
+                missing_versions.append(version)
                 repairs[-1] = f"alias {name!r} stays away: {error}"
-    raise TransientError(f"{board.name}: somebody else keeps moving the aliases: {', '.join(wrong)}")
+    raise TransientError(f"{aliases.name}: somebody else keeps moving the aliases: {', '.join(wrong)}")
 
 
-def _misplaced(standing: Standing, posted: Posted, lost: Collection[int]) -> dict[str, int | None]:
-    if not standing.bootstrapped:
+def _misplaced(
+    state: ChampionState, posted: RegistrySnapshot, missing_versions: Collection[int]
+) -> dict[str, int | None]:
+    if not state.bootstrapped:
         return {}
-    plan = standing.aliases()
+    plan = state.aliases()
     return {
-        name: version for name, version in plan.items() if posted.aliases.get(name) != version and version not in lost
+        name: version
+        for name, version in plan.items()
+        if posted.aliases.get(name) != version and version not in missing_versions
     }
 
 
-def _settle_tags(board: AliasBoard, chain: Chain, standing: Standing, posted: Posted, lost: Collection[int]) -> None:
+def _settle_tags(
+    aliases: RegisteredModelAliases,
+    chain: LedgerEntries,
+    state: ChampionState,
+    posted: RegistrySnapshot,
+    missing_versions: Collection[int],
+) -> None:
     """What can be read in MLflow itself; the head comes last, as all else is repaired from the ledger."""
     if not chain.entries:
         return
-    champion = standing.champion
-    if champion is not None and champion not in lost and posted.tags.get(LAST_CHAMPION_TAG) != str(champion):
-        partition = standing.commits[champion].body["record"].get("partition")
+    champion = state.champion
+    if (
+        champion is not None
+        and champion not in missing_versions
+        and posted.tags.get(LAST_CHAMPION_TAG) != str(champion)
+    ):
+        partition = state.commits[champion].body["record"].get("partition")
         if partition is not None:
-            board.tag_version(champion, PROMOTED_TAG, str(partition))
-        board.tag(LAST_CHAMPION_TAG, str(champion))
+            aliases.tag_version(champion, PROMOTED_TAG, str(partition))
+        aliases.tag(LAST_CHAMPION_TAG, str(champion))
     if posted.tags.get(HEAD_TAG) != chain.head:
-        board.create()
-        board.tag(HEAD_TAG, chain.head)
+        aliases.create()
+        aliases.tag(HEAD_TAG, chain.head)
 
 
-def adopted(board: AliasBoard, posted: Posted, serving: int) -> dict[str, Any]:
+def import_existing_champion(aliases: RegisteredModelAliases, posted: RegistrySnapshot, serving: int) -> dict[str, Any]:
     """The commit of a champion from before there was a ledger.
 
     Args:
-        board: Aliases and tags.
+        aliases: Aliases and tags.
         posted: What they are.
         serving: The version that carries the champion's alias.
 
@@ -117,7 +135,7 @@ def adopted(board: AliasBoard, posted: Posted, serving: int) -> dict[str, Any]:
         "anchor": posted.aliases.get(ANCHOR_ALIAS, serving),
         "by": "reconcile",
         "reason": "it was champion before there was a ledger",
-        "record": record_from_tags(board.version_tags(serving) or {}),
+        "record": record_from_tags(aliases.version_tags(serving) or {}),
     }
 
 

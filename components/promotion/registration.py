@@ -22,7 +22,7 @@ from components.core.contracts import (
     canonical_json,
 )
 from components.core.errors import InputError
-from components.promotion.alias_transaction import Desk
+from components.promotion.alias_transaction import AliasManager
 from components.promotion.load_check import check_serves
 from components.promotion.promotion_record import promotion_record
 from components.promotion.sbom import SBOM_FILE, bill_of_materials
@@ -32,14 +32,14 @@ from stlm.serving.attestation import ATTESTATION_FILE, attest, verified_statemen
 from stlm.serving.package import verify_package
 
 __all__ = [
-    "Attested",
-    "Judged",
-    "check_attested",
+    "PromotionEvidence",
+    "VerifiedAttestation",
     "check_binding",
     "check_version",
-    "note_verdict",
     "read_record",
     "register",
+    "update_verdict",
+    "verify_attestation",
 ]
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ _PREDICATE_TYPE = "https://stlm.invalid/judged/v1"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
+class PromotionEvidence:
     """A night's outputs up to the verdict."""
 
     run: RunRef
@@ -62,7 +62,7 @@ class Judged:
     candidate: CandidateRef
 
 
-class Attested(NamedTuple):
+class VerifiedAttestation(NamedTuple):
     """A trusted key's word for a package."""
 
     signer: str
@@ -71,7 +71,7 @@ class Attested(NamedTuple):
     """The package's."""
 
 
-def check_binding(judged: Judged) -> Calibration:
+def check_binding(judged: PromotionEvidence) -> Calibration:
     """See that everything that the verdict names is what lies here.
 
     Args:
@@ -106,12 +106,17 @@ def check_binding(judged: Judged) -> Calibration:
 
 
 def register(
-    desk: Desk, judged: Judged, calibration: Calibration, *, run_id: str, fence: Fence | None = None
+    manager: AliasManager,
+    judged: PromotionEvidence,
+    calibration: Calibration,
+    *,
+    run_id: str,
+    fence: Fence | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Check that the package loads and says what it said, and register it with what shall be known of it.
 
     Args:
-        desk: The key's desk.
+        manager: The key's aliases and ledger.
         judged: The candidate; :func:`check_binding` has seen it.
         calibration: Its calibration.
         run_id: MLflow run of the night.
@@ -139,24 +144,26 @@ def register(
     with tempfile.TemporaryDirectory(prefix="stlm-model-") as folder:
         model_dir = save_served_model(Path(judged.package.package_dir), Path(folder))
         record["load_check"] = {"num_golden_images": check_serves(model_dir, scores_needed=True)}
-        registered = desk.registry.register(
+        registered = manager.registry.register(
             judged.run.key,
             judged.package,
             run_id=run_id,
             tags=_tags(judged, calibration.threshold),
-            attachments={**_attested(desk, judged.package, record), SBOM_FILE: sbom},
+            attachments={**_attested(manager, judged.package, record), SBOM_FILE: sbom},
             fence=fence,
             model_dir=model_dir,
         )
-    check_attested(desk, registered)
+    verify_attestation(manager, registered)
     return registered.version, record
 
 
-def note_verdict(desk: Desk, judged: Judged, calibration: Calibration, version: int, record: dict[str, Any]) -> None:
+def update_verdict(
+    manager: AliasManager, judged: PromotionEvidence, calibration: Calibration, version: int, record: dict[str, Any]
+) -> None:
     """Write down that a registered candidate was judged again, against another champion say.
 
     Args:
-        desk: The key's desk.
+        manager: The key's aliases and ledger.
         judged: The candidate as it was judged last.
         calibration: Its calibration.
         version: Its version.
@@ -165,19 +172,19 @@ def note_verdict(desk: Desk, judged: Judged, calibration: Calibration, version: 
     Raises:
         TransientError: MLflow cannot be reached.
     """
-    tags, known = _tags(judged, calibration.threshold), desk.board.version_tags(version) or {}
+    tags, known = _tags(judged, calibration.threshold), manager.aliases.version_tags(version) or {}
     if all(known.get(name) == value for name, value in tags.items()):
         return
-    desk.registry.attach(desk.key, version, _attested(desk, judged.package, record))
+    manager.registry.attach(manager.key, version, _attested(manager, judged.package, record))
     for name, value in tags.items():
-        desk.board.tag_version(version, name, value)
+        manager.aliases.tag_version(version, name, value)
 
 
-def check_version(desk: Desk, version: int, *, scores_needed: bool) -> None:
+def check_version(manager: AliasManager, version: int, *, scores_needed: bool) -> None:
     """Check that a registered version is whole, and that its model loads, takes and gives what its package says.
 
     Args:
-        desk: The key's desk.
+        manager: The key's aliases and ledger.
         version: The version.
         scores_needed: Whether a package from before scores were recorded and packages signed is refused.
 
@@ -186,17 +193,17 @@ def check_version(desk: Desk, version: int, *, scores_needed: bool) -> None:
             says something else.
         TransientError: MLflow cannot be reached.
     """
-    registered = desk.registry.version(desk.key, version)
-    check_attested(desk, registered, needed=scores_needed)
+    registered = manager.registry.version(manager.key, version)
+    verify_attestation(manager, registered, needed=scores_needed)
     with tempfile.TemporaryDirectory(prefix="stlm-model-") as folder:
-        check_serves(desk.registry.download_model(desk.key, version, Path(folder)), scores_needed=scores_needed)
+        check_serves(manager.registry.download_model(manager.key, version, Path(folder)), scores_needed=scores_needed)
 
 
-def read_record(desk: Desk, version: int) -> dict[str, Any]:
+def read_record(manager: AliasManager, version: int) -> dict[str, Any]:
     """What was recorded of a version when it was registered.
 
     Args:
-        desk: The key's desk.
+        manager: The key's aliases and ledger.
         version: The version.
 
     Returns:
@@ -206,12 +213,12 @@ def read_record(desk: Desk, version: int) -> dict[str, Any]:
         InputError: There is no such version, or it has no record, or one that is altered or about another package.
         TransientError: MLflow cannot be reached.
     """
-    name = desk.key.registered_model
-    content = desk.registry.attachment(desk.key, version, _RECORD_FILE)
+    name = manager.key.registered_model
+    content = manager.registry.attachment(manager.key, version, _RECORD_FILE)
     if content is None:
         raise InputError(f"version {version} of {name} was registered without a record of how it was judged")
     record: dict[str, Any] = json.loads(content)
-    registered = (desk.board.version_tags(version) or {}).get("stlm.package_digest")
+    registered = (manager.aliases.version_tags(version) or {}).get("stlm.package_digest")
     if record.get("package_digest") != registered:
         raise InputError(
             f"the record of version {version} of {name} is about package {record.get('package_digest')}, registered "
@@ -220,11 +227,13 @@ def read_record(desk: Desk, version: int) -> dict[str, Any]:
     return record
 
 
-def check_attested(desk: Desk, registered: ModelRef, *, needed: bool = True) -> Attested | None:
+def verify_attestation(
+    manager: AliasManager, registered: ModelRef, *, needed: bool = True
+) -> VerifiedAttestation | None:
     """See, without asking anybody, that a trusted key vouches for a version's package and the record of its judgement.
 
     Args:
-        desk: The key's desk.
+        manager: The key's aliases and ledger.
         registered: The version, as the registry gives it.
         needed: Whether a version that was registered without an attestation is refused.
 
@@ -236,34 +245,34 @@ def check_attested(desk: Desk, registered: ModelRef, *, needed: bool = True) -> 
         TransientError: MLflow cannot be reached.
     """
     version, name = registered.version, f"version {registered.version} of {registered.name}"
-    envelope = desk.registry.attachment(desk.key, version, ATTESTATION_FILE)
+    envelope = manager.registry.attachment(manager.key, version, ATTESTATION_FILE)
     if envelope is None:
         if needed:
             raise InputError(f"{name} was registered without an attestation: nobody vouches for it")
         return None
     try:
         digest = verify_package(Path(registered.package_dir))
-        statement = verified_statement(envelope, desk.signing.trusted(), digest=digest)
+        statement = verified_statement(envelope, manager.signing.trusted(), digest=digest)
     except WeightsError as error:
         raise InputError(f"{name}: {error}") from error
     predicate = statement["predicate"]
-    record = desk.registry.attachment(desk.key, version, _RECORD_FILE) or b""
-    said, there = (predicate["model_key"], predicate["record_sha256"]), (desk.key.slug, _sha256(record))
+    record = manager.registry.attachment(manager.key, version, _RECORD_FILE) or b""
+    said, there = (predicate["model_key"], predicate["record_sha256"]), (manager.key.slug, _sha256(record))
     if said != there:
         raise InputError(f"{name}: attested are key and record {said}, here are {there}")
-    return Attested(signer=str(json.loads(envelope)["signatures"][0]["keyid"]), digest=digest)
+    return VerifiedAttestation(signer=str(json.loads(envelope)["signatures"][0]["keyid"]), digest=digest)
 
 
-def _attested(desk: Desk, package: PackageRef, record: dict[str, Any]) -> dict[str, bytes]:
+def _attested(manager: AliasManager, package: PackageRef, record: dict[str, Any]) -> dict[str, bytes]:
     """The record of a judgement, and the signed word of this installation for it and for the package."""
     content = canonical_json(record).encode()
     envelope = attest(
-        desk.signing.private_key(),
-        name=desk.key.registered_model,
+        manager.signing.private_key(),
+        name=manager.key.registered_model,
         digest=package.digest,
         predicate_type=_PREDICATE_TYPE,
         predicate={
-            "model_key": desk.key.slug,
+            "model_key": manager.key.slug,
             "candidate_key": package.candidate_key,
             "record_sha256": _sha256(content),
         },
@@ -275,7 +284,7 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _tags(judged: Judged, threshold: float) -> dict[str, str]:
+def _tags(judged: PromotionEvidence, threshold: float) -> dict[str, str]:
     """Where the version comes from; a person who finds it in the registry can go back to every input."""
     decision = judged.decision
     backfill = {"stlm.backfill": judged.run.backfill} if judged.run.backfill else {}

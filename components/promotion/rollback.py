@@ -12,8 +12,8 @@ from components.adapters.lease import Clock, utc_now
 from components.config import MlflowSettings, PromoteSettings
 from components.core.contracts import ModelKey, RollbackRef
 from components.core.errors import InputError, TransientError
-from components.promotion.alias_transaction import Desk, HeldDesk, open_desk
-from components.promotion.champion_state import Standing, spoken
+from components.promotion.alias_transaction import AliasManager, AliasTransaction, open_alias_manager
+from components.promotion.champion_state import ChampionState, version_label
 from components.promotion.reconciliation import record_from_tags
 from components.promotion.registration import check_version
 
@@ -57,60 +57,64 @@ def rollback(inputs: RollbackInputs, *, clock: Clock = utc_now) -> RollbackRef:
         TransientError: MLflow or the ledger cannot be reached, another holds the lease for long, or the champion
             changed meanwhile.
     """
-    desk = open_desk(inputs.key, work_dir=inputs.work_dir, mlflow=inputs.mlflow, settings=inputs.settings, clock=clock)
+    manager = open_alias_manager(
+        inputs.key, work_dir=inputs.work_dir, mlflow=inputs.mlflow, settings=inputs.settings, clock=clock
+    )
     what = f"rollback by {inputs.by}"
-    with desk.held(what, wait_s=_WAIT_S) as held:
-        seen = held.standing
+    with manager.transaction(what, wait_s=_WAIT_S) as transaction:
+        seen = transaction.state
         target = _target(inputs, seen)
-        if _is_there(held, target):
+        if _is_there(transaction, target):
             return _already_there(inputs, seen, target)
     # Without the lease: to fetch a package and to load it may take longer than it lasts.
-    _check(desk, seen, target)
-    with desk.held(what, wait_s=_WAIT_S) as held:
-        standing = held.standing
-        if (standing.champion, _target(inputs, standing)) != (seen.champion, target):
+    _check(manager, seen, target)
+    with manager.transaction(what, wait_s=_WAIT_S) as transaction:
+        state = transaction.state
+        if (state.champion, _target(inputs, state)) != (seen.champion, target):
             raise TransientError(
-                f"the champion of {inputs.key.registered_model} changed from {spoken(seen.champion)} to "
-                f"{spoken(standing.champion)} meanwhile; look at it and run this again"
+                f"the champion of {inputs.key.registered_model} changed from {version_label(seen.champion)} to "
+                f"{version_label(state.champion)} meanwhile; look at it and run this again"
             )
-        record = _record(desk, standing, target)
-        held.move(target, action="rollback", anchor=standing.anchor, by=inputs.by, reason=inputs.reason, record=record)
+        record = _record(manager, state, target)
+        transaction.move(
+            target, action="rollback", anchor=state.anchor, by=inputs.by, reason=inputs.reason, record=record
+        )
     return RollbackRef(
         outcome="ROLLED_BACK",
         name=inputs.key.registered_model,
         champion_version=target,
         from_version=seen.champion,
-        detail=f"version {target} serves again instead of {spoken(seen.champion)}; promotion is frozen",
+        detail=f"version {target} serves again instead of {version_label(seen.champion)}; promotion is frozen",
     )
 
 
-def _target(inputs: RollbackInputs, standing: Standing) -> int:
+def _target(inputs: RollbackInputs, state: ChampionState) -> int:
     name = inputs.key.registered_model
-    if standing.champion is None:
+    if state.champion is None:
         raise InputError(f"{name} has no champion to roll back from")
     if inputs.to is not None:
-        if inputs.to not in standing.were_champion:
-            known = ", ".join(str(version) for version in sorted(standing.were_champion))
+        if inputs.to not in state.past_champions:
+            known = ", ".join(str(version) for version in sorted(state.past_champions))
             raise InputError(f"version {inputs.to} was never champion of {name}; versions that were: {known}")
         return inputs.to
-    if standing.rolled_back:
-        return standing.champion
-    if standing.previous is None:
-        raise InputError(f"{name} has no champion before version {standing.champion} to go back to")
-    return standing.previous
+    if state.rolled_back:
+        return state.champion
+    if state.previous is None:
+        raise InputError(f"{name} has no champion before version {state.champion} to go back to")
+    return state.previous
 
 
-def _is_there(held: HeldDesk, target: int) -> bool:
-    return held.standing.champion == target and target not in held.lost
+def _is_there(transaction: AliasTransaction, target: int) -> bool:
+    return transaction.state.champion == target and target not in transaction.missing_versions
 
 
-def _already_there(inputs: RollbackInputs, standing: Standing, target: int) -> RollbackRef:
+def _already_there(inputs: RollbackInputs, state: ChampionState, target: int) -> RollbackRef:
     detail = f"version {target} is the champion already"
-    last = standing.last_commit
-    if last is not None and standing.rolled_back:
+    last = state.last_commit
+    if last is not None and state.rolled_back:
         detail += f": {last.body['by']} took it back from version {last.body['from']} at {last.at[:16]}Z"
-        if standing.previous is not None and inputs.to is None:
-            detail += f"; to go further back, name the version: --to {standing.previous}"
+        if state.previous is not None and inputs.to is None:
+            detail += f"; to go further back, name the version: --to {state.previous}"
     return RollbackRef(
         outcome="ALREADY_THERE",
         name=inputs.key.registered_model,
@@ -120,23 +124,23 @@ def _already_there(inputs: RollbackInputs, standing: Standing, target: int) -> R
     )
 
 
-def _record(desk: Desk, standing: Standing, version: int) -> dict[str, Any]:
+def _record(manager: AliasManager, state: ChampionState, version: int) -> dict[str, Any]:
     """What is known of a former champion; of one that was replaced before there was a ledger, what MLflow knows."""
-    first = standing.commits.get(version)
+    first = state.commits.get(version)
     if first is None:
-        return record_from_tags(desk.board.version_tags(version) or {})
+        return record_from_tags(manager.aliases.version_tags(version) or {})
     return dict(first.body["record"]) | {"promoted_by_entry": first.seq}
 
 
-def _check(desk: Desk, standing: Standing, target: int) -> None:
+def _check(manager: AliasManager, state: ChampionState, target: int) -> None:
     """The version is complete, is what was promoted then, and loads."""
-    desk.registry.version(desk.key, target)
-    record = _record(desk, standing, target)
-    registered = (desk.board.version_tags(target) or {}).get("stlm.package_digest")
+    manager.registry.version(manager.key, target)
+    record = _record(manager, state, target)
+    registered = (manager.aliases.version_tags(target) or {}).get("stlm.package_digest")
     if record.get("package_digest") not in (None, registered):
         raise InputError(
-            f"version {target} of {desk.key.registered_model} is package {registered}, promoted was "
+            f"version {target} of {manager.key.registered_model} is package {registered}, promoted was "
             f"{record['package_digest']}"
         )
     # A champion of before may hold no recorded scores; whoever needs it back needs it now.
-    check_version(desk, target, scores_needed=False)
+    check_version(manager, target, scores_needed=False)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from components.adapters.mlflow.aliases import FROZEN_TAG, PREVIOUS_ALIAS, PROMOTED_TAG
 from components.core.contracts import CHAMPION_ALIAS, PromotionRef
 from components.core.errors import InputError
-from components.promotion.alias_transaction import Desk, HeldDesk
+from components.promotion.alias_transaction import AliasManager, AliasTransaction
 
 __all__ = ["Outcome", "challenge", "outcome_of", "promote_version"]
 
@@ -17,7 +17,7 @@ Outcome = Literal["PROMOTED", "ALREADY_PROMOTED", "REFUSED", "STALE_DECISION", "
 
 
 def promote_version(
-    desk: Desk,
+    manager: AliasManager,
     version: int,
     *,
     judged_against: int | None,
@@ -30,7 +30,7 @@ def promote_version(
     """Make a version the champion, once, if the champion is still the one that the verdict was against.
 
     Args:
-        desk: The key's desk.
+        manager: The key's aliases and ledger.
         version: A registered version.
         judged_against: Champion that the verdict was computed against.
         becomes_anchor: Whether it is the best that was ever approved; the first champion is in any case.
@@ -48,30 +48,30 @@ def promote_version(
         InputError: The ledger was tampered with, or the champion was deleted from the registry.
         TransientError: MLflow or the ledger cannot be reached, another holds the lease for long, or it was lost.
     """
-    with desk.held(f"promote {record['partition']}") as held:
-        outcome, detail = _decided(held, version, judged_against, heeds_freeze=not break_glass)
+    with manager.transaction(f"promote {record['partition']}") as transaction:
+        outcome, detail = _check_preconditions(transaction, version, judged_against, respect_freeze=not break_glass)
         if outcome == "PROMOTED":
-            standing = held.standing
-            is_best = not break_glass and (becomes_anchor or standing.anchor is None)
-            held.move(
+            state = transaction.state
+            is_best = not break_glass and (becomes_anchor or state.anchor is None)
+            transaction.move(
                 version,
                 action="break-glass" if break_glass else "promote",
-                anchor=version if is_best else standing.anchor,
+                anchor=version if is_best else state.anchor,
                 by=by,
                 reason=reason,
                 record=record,
             )
-            logger.info("promoted model=%s version=%d from=%s", desk.key.registered_model, version, standing.champion)
-        return outcome_of(desk, outcome, version=version, detail=detail)
+            logger.info("promoted model=%s version=%d from=%s", manager.key.registered_model, version, state.champion)
+        return outcome_of(manager, outcome, version=version, detail=detail)
 
 
 def challenge(
-    desk: Desk, version: int, *, judged_against: int | None, by: str, record: Mapping[str, Any]
+    manager: AliasManager, version: int, *, judged_against: int | None, by: str, record: Mapping[str, Any]
 ) -> PromotionRef:
     """Make a version that passed the gate the challenger, to be scored beside the champion; the champion stays.
 
     Args:
-        desk: The key's desk.
+        manager: The key's aliases and ledger.
         version: A registered version.
         judged_against: Champion that the verdict was computed against.
         by: Who let it in.
@@ -84,34 +84,34 @@ def challenge(
         InputError: The ledger was tampered with, or the champion was deleted from the registry.
         TransientError: MLflow or the ledger cannot be reached, another holds the lease for long, or it was lost.
     """
-    with desk.held(f"challenge {record['partition']}") as held:
-        standing = held.standing
-        outcome, detail = _decided(held, version, judged_against, heeds_freeze=True)
+    with manager.transaction(f"challenge {record['partition']}") as transaction:
+        state = transaction.state
+        outcome, detail = _check_preconditions(transaction, version, judged_against, respect_freeze=True)
         if outcome == "PROMOTED":
             outcome, detail = (
                 "CHALLENGER",
-                f"version {version} is scored beside version {standing.champion} from now on",
+                f"version {version} is scored beside version {state.champion} from now on",
             )
-            dropped = standing.dropped.get(version)
+            dropped = state.dropped.get(version)
             if dropped is not None:
                 outcome, detail = (
                     "REFUSED",
                     f"version {version} was challenger and was dropped: {dropped.body['reason']}",
                 )
-            elif standing.challenger not in (None, version):
-                running = f"version {standing.challenger} is in its shadow nights"
+            elif state.challenger not in (None, version):
+                running = f"version {state.challenger} is in its shadow nights"
                 outcome, detail = "REFUSED", f"version {version} is registered; {running}"
-            elif standing.challenger is None:
+            elif state.challenger is None:
                 facts = {"version": version, "judged_against": judged_against, "record": dict(record)}
-                held.note("challenge", by=by, reason=detail, facts=facts)
-        return outcome_of(desk, outcome, version=version, detail=detail)
+                transaction.note("challenge", by=by, reason=detail, facts=facts)
+        return outcome_of(manager, outcome, version=version, detail=detail)
 
 
-def outcome_of(desk: Desk, outcome: Outcome, *, version: int | None, detail: str) -> PromotionRef:
+def outcome_of(manager: AliasManager, outcome: Outcome, *, version: int | None, detail: str) -> PromotionRef:
     """An outcome with what the registry carries now.
 
     Args:
-        desk: The key's desk.
+        manager: The key's aliases and ledger.
         outcome: What happened.
         version: The candidate's version, where it has one.
         detail: Why, in a sentence.
@@ -122,10 +122,10 @@ def outcome_of(desk: Desk, outcome: Outcome, *, version: int | None, detail: str
     Raises:
         TransientError: MLflow cannot be reached.
     """
-    posted = desk.board.read()
+    posted = manager.aliases.read()
     return PromotionRef(
         outcome=outcome,
-        name=desk.key.registered_model,
+        name=manager.key.registered_model,
         version=version,
         champion_version=None if posted is None else posted.aliases.get(CHAMPION_ALIAS),
         previous_version=None if posted is None else posted.aliases.get(PREVIOUS_ALIAS),
@@ -133,32 +133,34 @@ def outcome_of(desk: Desk, outcome: Outcome, *, version: int | None, detail: str
     )
 
 
-def _decided(held: HeldDesk, version: int, judged_against: int | None, *, heeds_freeze: bool) -> tuple[Outcome, str]:
-    standing = held.standing
-    champion, commit = standing.champion, standing.commits.get(version)
+def _check_preconditions(
+    transaction: AliasTransaction, version: int, judged_against: int | None, *, respect_freeze: bool
+) -> tuple[Outcome, str]:
+    state = transaction.state
+    champion, commit = state.champion, state.commits.get(version)
     if champion == version:
         return "ALREADY_PROMOTED", f"version {version} is the champion already"
-    tags = held.version_tags(version)
+    tags = transaction.version_tags(version)
     if tags is None:
-        raise InputError(f"{held.name} has no version {version}")
+        raise InputError(f"{transaction.name} has no version {version}")
     night = tags.get(PROMOTED_TAG) if commit is None else commit.body["record"].get("partition")
     if commit is not None or night is not None:
         return "ALREADY_PROMOTED", f"version {version} was promoted on {night}"
-    frozen = standing.frozen_because() or held.posted.tags.get(FROZEN_TAG, "")
-    if frozen and heeds_freeze:
+    frozen = state.frozen_because() or transaction.posted.tags.get(FROZEN_TAG, "")
+    if frozen and respect_freeze:
         return "FROZEN", f"promotion is frozen: {frozen}"
-    if champion is not None and champion in held.lost:
+    if champion is not None and champion in transaction.missing_versions:
         raise InputError(
-            f"version {champion} of {held.name}, the champion, was deleted from the registry; take back an earlier "
-            f"one with `stlm rollback --to VERSION`"
+            f"version {champion} of {transaction.name}, the champion, was deleted from the registry; take back an "
+            f"earlier one with `stlm rollback --to VERSION`"
         )
     if champion != judged_against:
         return (
             "STALE_DECISION",
-            f"the verdict was against {_spoken(judged_against)}, the champion is {_spoken(champion)}",
+            f"the verdict was against {_version_label(judged_against)}, the champion is {_version_label(champion)}",
         )
-    return "PROMOTED", f"version {version} took over from {_spoken(champion)}"
+    return "PROMOTED", f"version {version} took over from {_version_label(champion)}"
 
 
-def _spoken(version: int | None) -> str:
+def _version_label(version: int | None) -> str:
     return "no champion" if version is None else f"version {version}"

@@ -3,21 +3,21 @@
 from collections.abc import Iterable, Mapping
 
 from components.adapters.ledger import Entry
-from components.adapters.mlflow.aliases import PROMOTED_TAG, Posted
+from components.adapters.mlflow.aliases import PROMOTED_TAG, RegistrySnapshot
 from components.core.errors import InputError
-from components.promotion.alias_transaction import Desk
-from components.promotion.champion_state import ROLES, Standing
+from components.promotion.alias_transaction import AliasManager
+from components.promotion.champion_state import ROLES, ChampionState
 
-__all__ = ["delete_version", "named_candidates", "why_kept"]
+__all__ = ["delete_version", "named_candidates", "retention_reason"]
 
 
-def why_kept(version: int, tags: Mapping[str, str], standing: Standing, posted: Posted) -> str:
+def retention_reason(version: int, tags: Mapping[str, str], state: ChampionState, posted: RegistrySnapshot) -> str:
     """Why a version must stay; empty where it may go.
 
     Args:
         version: The version.
         tags: Its tags.
-        standing: What the ledger says of its key.
+        state: What the ledger says of its key.
         posted: What the registry says.
 
     Returns:
@@ -26,7 +26,7 @@ def why_kept(version: int, tags: Mapping[str, str], standing: Standing, posted: 
     carries = sorted(alias for alias, number in posted.aliases.items() if number == version)
     if carries:
         return f"it carries {', '.join(map(repr, carries))}"
-    if version in standing.carried or PROMOTED_TAG in tags:
+    if version in state.ever_aliased or PROMOTED_TAG in tags:
         return f"it was one of {', '.join(ROLES)}, and may be asked for"
     return ""
 
@@ -45,11 +45,11 @@ def named_candidates(entries: Iterable[Entry], kept: Iterable[Mapping[str, str]]
     return frozenset(key for key in (*recorded, *(tags.get("stlm.candidate_key") for tags in kept)) if key)
 
 
-def delete_version(desk: Desk, version: int, *, by: str) -> None:
+def delete_version(manager: AliasManager, version: int, *, by: str) -> None:
     """Delete a version that never carried an alias.
 
     Args:
-        desk: The key's desk.
+        manager: The key's aliases and ledger.
         version: The version.
         by: Who wants it.
 
@@ -57,12 +57,12 @@ def delete_version(desk: Desk, version: int, *, by: str) -> None:
         InputError: There is no such version, or it carries or carried an alias by registry or ledger.
         TransientError: MLflow or the ledger cannot be reached, or another holds the lease for long.
     """
-    name = desk.key.registered_model
-    with desk.held(f"delete version {version} by {by}") as held:
-        tags = held.version_tags(version)
+    name = manager.key.registered_model
+    with manager.transaction(f"delete version {version} by {by}") as transaction:
+        tags = transaction.version_tags(version)
         if tags is None:
             raise InputError(f"{name} has no version {version}")
-        why = why_kept(version, tags, held.standing, held.posted)
+        why = retention_reason(version, tags, transaction.state, transaction.posted)
         if why:
             raise InputError(f"version {version} of {name} is kept: {why}")
-        held.delete_version(version)
+        transaction.delete_version(version)

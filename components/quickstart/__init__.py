@@ -22,7 +22,7 @@ import numpy as np
 from components.adapters.landing import MANIFEST_NAME, deliver, lot_manifest, open_landing
 from components.core.contracts import ModelKey, canonical_json
 from components.core.errors import EXIT_INPUT_ERROR, InputError
-from components.quickstart import corruptions as spoil
+from components.quickstart import corruptions
 from stlm.data.image_files import open_image
 
 __all__ = ["KEY", "NIGHTS", "feed_landing", "main", "materialise"]
@@ -152,7 +152,7 @@ def _tree_digest(folder: Path) -> str:
     return _digest((name, folder / name) for name in names)
 
 
-def _pixels(cells: _Cells, cell: str) -> spoil.Grey:
+def _pixels(cells: _Cells, cell: str) -> corruptions.Grey:
     with open_image(cells.folder / cell) as image:
         return np.asarray(image)
 
@@ -161,11 +161,11 @@ def _spoiled(cells: _Cells, kind: str, cell: str) -> bytes:
     """The file of a trouble; what has no rule of its own (a duplicate, a copy) is the photograph itself."""
     rules: dict[str, Callable[[], bytes]] = {
         "truncated": lambda: cells.read(cell)[: len(cells.read(cell)) * 3 // 5],
-        "16-bit": lambda: spoil.png(_pixels(cells, cell).astype(np.uint16) * 257),
-        "wrong size": lambda: spoil.png(_pixels(cells, cell)[30:270]),
-        "blurred": lambda: spoil.png(spoil.blurred(_pixels(cells, cell))),
-        "near duplicate": lambda: spoil.png(spoil.nudged(_pixels(cells, cell))),
-        "black": lambda: spoil.png(spoil.black_frame((300, 300))),
+        "16-bit": lambda: corruptions.png(_pixels(cells, cell).astype(np.uint16) * 257),
+        "wrong size": lambda: corruptions.png(_pixels(cells, cell)[30:270]),
+        "blurred": lambda: corruptions.png(corruptions.blurred(_pixels(cells, cell))),
+        "near duplicate": lambda: corruptions.png(corruptions.near_duplicate(_pixels(cells, cell))),
+        "black": lambda: corruptions.png(corruptions.black_frame((300, 300))),
         "text": lambda: b"frame grabber: no signal\n",
         "empty": lambda: b"",
     }

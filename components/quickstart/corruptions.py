@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Grey", "black_frame", "blurred", "nudged", "png"]
+__all__ = ["Grey", "black_frame", "blurred", "near_duplicate", "png"]
 
 Grey = NDArray[np.uint8]
 
@@ -50,7 +50,7 @@ def blurred(pixels: Grey) -> Grey:
     return out.astype(np.uint8)
 
 
-def nudged(pixels: Grey) -> Grey:
+def near_duplicate(pixels: Grey) -> Grey:
     """``pixels`` as a second exposure a moment later: every third pixel one grey level brighter."""
     rows, columns = np.indices(pixels.shape)
     step = ((rows + columns) % 3 == 0) & (pixels < 255)

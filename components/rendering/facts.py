@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["DASH", "MINUS", "Fact", "compact", "number"]
+__all__ = ["DASH", "MINUS", "LabelledValue", "compact", "number"]
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Fact:
+class LabelledValue:
     """A labelled value."""
 
     label: str

@@ -14,8 +14,8 @@ from PIL import Image, ImageFilter
 from stlm.data.image_files import open_image
 
 __all__ = [
-    "Album",
     "Picture",
+    "ThumbnailEncoder",
     "colour_scale_uri",
     "open_picture",
     "outlined",
@@ -39,7 +39,7 @@ class Picture:
     height: int = 0
 
 
-class Album:
+class ThumbnailEncoder:
     """Encodes thumbnails until the page's share of bytes is used up.
 
     Args:

@@ -35,10 +35,10 @@ from components.core.errors import TransientError
 from components.image_index import accepted_index, golden_index, history_index, write_index
 from components.local_stack.airflow import LocalAirflow, start_airflow
 from components.local_stack.airflow_env import repository_root
-from components.local_stack.processes import Programs, free_port
+from components.local_stack.processes import ProcessGroup, free_port
 from components.steps.collect.step import CollectInputs, collect
 from components.steps.evaluate.leakage import find_leakage
-from components.steps.validate.duplicates import find_doubles
+from components.steps.validate.duplicates import find_duplicates
 from stlm.training.replay import NormalImage, choose_replay, split_held_out
 from tests.benchmarks.bench_version import cheap_nights
 from tests.helpers.landing import feed_from_folder
@@ -146,7 +146,7 @@ def _states(airflow: LocalAirflow) -> Counter[str]:
 def test_the_scheduler_keeps_up_with_as_many_nights_at_once(tmp_path: Path) -> None:
     world = _many_keys(tmp_path)
     port = free_port()
-    with Programs(tmp_path / "state") as programs:
+    with ProcessGroup(tmp_path / "state") as programs:
         started = time.monotonic()
         airflow = start_airflow(
             programs, tmp_path / "airflow", world.config_path, api_port=port, scheduled=False, with_triggerer=False
@@ -304,7 +304,7 @@ def _costs(root: Path, history: int) -> dict[str, _Cost]:
         "collect": _timed(collecting),
         "version": _timed(versioning),
         "validate: doubles of history and golden set": _timed(
-            lambda: find_doubles(images, history_index(run), golden, max_bits=settings.near_duplicate_bits)
+            lambda: find_duplicates(images, history_index(run), golden, max_bits=settings.near_duplicate_bits)
         ),
         "fine_tune: choice of what is learnt again": _timed(choosing),
         "evaluate: golden images in history": _timed(

@@ -17,8 +17,8 @@ from components.core.errors import TransientError
 from components.core.run_records import read_night
 from components.local_stack.airflow import LocalAirflow, start_airflow
 from components.local_stack.airflow_env import airflow_environment
-from components.local_stack.processes import Programs, free_port
-from components.promotion.alias_transaction import open_desk
+from components.local_stack.processes import ProcessGroup, free_port
+from components.promotion.alias_transaction import open_alias_manager
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.mortal import mortal
 from tests.helpers.postgres import postgres_server
@@ -35,7 +35,7 @@ class _Site:
     """Airflow, and power over its processes."""
 
     airflow: LocalAirflow
-    programs: Programs
+    programs: ProcessGroup
     environment: dict[str, str]
 
     def process(self, name: str) -> subprocess.Popen[bytes]:
@@ -68,7 +68,7 @@ def _training(world: TinyWorld, monkeypatch: pytest.MonkeyPatch, services: Mappi
     world.feed(NIGHT)
     home, port = world.root / "airflow", free_port()
     options = {"api_port": port, "scheduled": False, "services": services}
-    with Programs(world.root / "state") as programs:
+    with ProcessGroup(world.root / "state") as programs:
         airflow = start_airflow(programs, home, world.config_path, with_triggerer=False, **options)  # type: ignore[arg-type]
         airflow.wait_for_dag(DAG_ID)
         airflow.api.pause(DAG_ID, False)
@@ -88,10 +88,10 @@ def _check_promoted_once(world: TinyWorld) -> None:
     assert len(list((world.run(NIGHT).run_dir / "fine_tune").glob("*/outputs.json"))) == 1
     client = MlflowClient(world.config.mlflow.tracking_uri, registry_uri=world.config.mlflow.tracking_uri)
     assert len(client.search_model_versions(f"name = '{KEY.registered_model}'")) == 1
-    desk = open_desk(
+    manager = open_alias_manager(
         KEY, work_dir=world.config.paths.work_dir, mlflow=world.config.mlflow, settings=world.config.promote
     )
-    chain, posted = desk.look()
+    chain, posted = manager.snapshot()
     assert posted.aliases == {"champion": 1, "anchor": 1}
     assert [entry.body["champion"] for entry in chain.entries if entry.kind == "commit"] == [1]
 

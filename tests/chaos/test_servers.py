@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from components.config import MlflowSettings, PromoteSettings
 from components.core.errors import TransientError
-from components.promotion.alias_transaction import open_desk
+from components.promotion.alias_transaction import open_alias_manager
 from components.steps.promote.step import PromoteInputs, promote
 from tests.helpers.edges import watched
 from tests.helpers.model_package import KEY
@@ -47,8 +47,8 @@ def _once(change: str, act: Callable[[], object]) -> Callable[[str, tuple[Any, .
 def _check_one_move_each(root: Path, mlflow: MlflowSettings) -> None:
     client = MlflowClient(tracking_uri=mlflow.tracking_uri, registry_uri=mlflow.tracking_uri)
     assert {int(version.version) for version in client.search_model_versions(f"name = '{NAME}'")} == {1, 2}
-    desk = open_desk(KEY, work_dir=str(root / "work"), mlflow=mlflow, settings=PromoteSettings())
-    chain, posted = desk.look()
+    manager = open_alias_manager(KEY, work_dir=str(root / "work"), mlflow=mlflow, settings=PromoteSettings())
+    chain, posted = manager.snapshot()
     assert posted.aliases == {"champion": 2, "previous": 1, "anchor": 1}
     assert posted.tags["stlm.ledger_head"] == chain.head
     assert [entry.body["champion"] for entry in chain.entries if entry.kind == "commit"] == [1, 2]

@@ -11,16 +11,16 @@ from mlflow import MlflowClient
 
 from components import retention as component
 from components.adapters.mlflow.tracking import list_artifacts, log_artifacts, open_run
-from components.adapters.run_lock import open_lineage
+from components.adapters.run_lock import open_run_lock
 from components.cli import main
-from components.cli.ledger import desk_of
+from components.cli.ledger import alias_manager_of
 from components.cli.maintenance import retention
 from components.core.atomic_files import write_json
 from components.core.contracts import RunRef
 from components.core.errors import EXIT_TRANSIENT_ERROR
 from components.core.run_records import StepRecord, read_night, write_record
 from components.local_stack.workspace import Workspace, open_workspace
-from components.retention import RetentionInputs, plan_retention, sweep
+from components.retention import RetentionInputs, delete_expired, plan_retention
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.old_nights import tree_digest
 from tests.helpers.promotion import make_champion
@@ -78,7 +78,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         client.create_model_version(NAME, f"{root}/model-{number}", tags=tags)
     workspace = open_workspace(str(world.config_path), str(root / "state"))
-    make_champion(desk_of(workspace, world.config.models[0]), 1, partition=NAMED, candidate_key="1" * 64)
+    make_champion(alias_manager_of(workspace, world.config.models[0]), 1, partition=NAMED, candidate_key="1" * 64)
     for version in (1, 2):
         package = root / "work" / "models" / NAME / str(version)
         package.mkdir(parents=True)
@@ -140,7 +140,7 @@ def _touched_again(world: TinyWorld) -> None:
 def test_only_what_is_old_ended_and_unnamed_goes(world: TinyWorld) -> None:
     whole = {partition: files(world.run(partition)) for partition in (CRASHED, AGAIN, YOUNG)}
 
-    found = sweep(inputs_of(world))
+    found = delete_expired(inputs_of(world))
 
     assert {partition: files(world.run(partition)) for partition in whole} == whole
     copies = {"collect/images/a/1.png", "fine_tune/f/images/1.png"}
@@ -160,14 +160,14 @@ def test_only_what_is_old_ended_and_unnamed_goes(world: TinyWorld) -> None:
         f"night {CRASHED}: it did not end",
         "1 nights whose candidates the ledger names; only copies of their images go",
     )
-    assert sweep(inputs_of(world)).doomed == ()
+    assert delete_expired(inputs_of(world)).doomed == ()
 
 
 def test_the_plan_is_what_the_sweep_does_and_changes_nothing(world: TinyWorld) -> None:
     before = tree_digest(Path(world.config.paths.work_dir))
     planned = plan_retention(inputs_of(world))
     assert tree_digest(Path(world.config.paths.work_dir)) == before
-    assert sweep(inputs_of(world)) == planned
+    assert delete_expired(inputs_of(world)) == planned
     assert planned.num_bytes > 0
 
 
@@ -188,10 +188,10 @@ def test_a_sweep_that_was_killed_anywhere_is_finished_by_the_next(
 
         monkeypatch.setattr(component.shutil, "rmtree", dies)
         with contextlib.suppress(KeyboardInterrupt):
-            sweep(inputs_of(world))
+            delete_expired(inputs_of(world))
     monkeypatch.setattr(component.shutil, "rmtree", real)
-    sweep(inputs_of(world))
-    assert sweep(inputs_of(world)).doomed == ()
+    delete_expired(inputs_of(world))
+    assert delete_expired(inputs_of(world)).doomed == ()
     assert files(world.run(REJECTED)) == {"collect/taken.json", "version/f/outputs.json"}
     assert "fine_tune/f/package/model.safetensors" in files(world.run(NAMED))
 
@@ -199,8 +199,8 @@ def test_a_sweep_that_was_killed_anywhere_is_finished_by_the_next(
 def test_nothing_is_deleted_while_a_run_has_the_key(world: TinyWorld, capsys: pytest.CaptureFixture[str]) -> None:
     before = tree_digest(world.root / "work" / "runs")
     config = world.config
-    lineage = open_lineage(KEY, work_dir=config.paths.work_dir, promote=config.promote, schedule=config.schedule)
-    with lineage.held("nightly run 2026-06-10", release=True):
+    run_lock = open_run_lock(KEY, work_dir=config.paths.work_dir, promote=config.promote, schedule=config.schedule)
+    with run_lock.held("nightly run 2026-06-10", release=True):
         code = retention(workspace_of(world.root), key="", days=30, only_plan=False, today=TODAY)
     assert code == EXIT_TRANSIENT_ERROR
     assert "a run is at work, nothing was deleted" in capsys.readouterr().out

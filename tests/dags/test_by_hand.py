@@ -12,7 +12,7 @@ from components.config import PipelineConfig, load_config
 from components.local_stack.airflow_env import repository_root
 from dags import promote_model as promote_model_file
 from dags import rollback_model as rollback_model_file
-from dags._run import signed
+from dags._run import with_account
 from dags.promote_model import promote_model
 from dags.rollback_model import rollback_model
 
@@ -94,7 +94,7 @@ def test_no_input_is_left_to_its_default(dag: str, module: str, name: str) -> No
 
 
 def test_the_ledger_is_told_of_an_account_that_is_not_the_name_given() -> None:
-    assert [signed("ada", account) for account in (None, "", "ada", "admin")] == [
+    assert [with_account("ada", account) for account in (None, "", "ada", "admin")] == [
         "ada",
         "ada",
         "ada",

@@ -10,7 +10,7 @@ import pytest
 from airflow.sdk.observability import stats
 from airflow.sdk.observability.metrics import stats_utils
 
-from components.adapters.ledger import Chain, Ledger
+from components.adapters.ledger import Ledger, LedgerEntries
 from components.adapters.storage import open_storage
 from components.core.contracts import RunRef
 from components.core.run_records import StepRecord, write_record
@@ -81,7 +81,7 @@ def test_the_age_of_the_champion_and_the_row_of_bad_nights_are_told(tmp_path: Pa
     begun = dt.datetime(2026, 3, 1, 2, tzinfo=dt.UTC)
     ledger = Ledger(open_storage(f"{world.config.paths.work_dir}/ledger"), KEY.registered_model)
     body = {"champion": 1, "action": "promote", "previous": None, "anchor": 1}
-    ledger.append(Chain(), kind="commit", at=begun, fence=1, writer="tests", body=body)
+    ledger.append(LedgerEntries(), kind="commit", at=begun, fence=1, writer="tests", body=body)
     locked = StepRecord(step="collect", outcome="SKIPPED", seconds=0, detail="locked by another")
     write_record(world.run("2026-03-02"), locked)
 

@@ -16,7 +16,7 @@ from components.core.contracts import RunRef
 from components.core.run_records import read_night
 from components.local_stack.airflow import LocalAirflow, start_airflow
 from components.local_stack.airflow_env import airflow_environment
-from components.local_stack.processes import Programs, free_port
+from components.local_stack.processes import ProcessGroup, free_port
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.old_nights import archive
 from tests.helpers.tiny_nights import KEY, NIGHTS, TinyWorld, make_tiny_world
@@ -73,7 +73,7 @@ def test_a_backfill_is_sequential_leaves_the_champion_alone_and_is_a_no_op_the_s
     world.feed(BEFORE)
     port = free_port()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with Programs(tmp_path / "state") as programs:
+    with ProcessGroup(tmp_path / "state") as programs:
         airflow = start_airflow(
             programs, tmp_path / "airflow", world.config_path, api_port=port, scheduled=False, with_triggerer=False
         )

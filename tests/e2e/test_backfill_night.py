@@ -8,7 +8,7 @@ from airflow.models.dagrun import DagRun
 from airflow.sdk.exceptions import ParamValidationError
 from mlflow import MlflowClient
 
-from components.adapters.run_lock import open_lineage
+from components.adapters.run_lock import open_run_lock
 from components.backfill.replay import plan
 from components.cli.summary import verdict_of
 from components.core.contracts import RunRef
@@ -49,11 +49,11 @@ def test_a_nightly_run_that_does_not_get_the_key_is_skipped_and_its_lots_stay(
     world = with_schedule(make_tiny_world(tmp_path), lease_wait_s=0.0)
     world.feed(NIGHTS[0])
     config = world.config
-    lineage = open_lineage(KEY, work_dir=config.paths.work_dir, promote=config.promote, schedule=config.schedule)
+    run_lock = open_run_lock(KEY, work_dir=config.paths.work_dir, promote=config.promote, schedule=config.schedule)
 
-    with lineage.held("backfill 20260201-on-v3 abc", release=True):
+    with run_lock.held("backfill 20260201-on-v3 abc", release=True):
         states = run_night(world, NIGHTS[0])
-        assert lineage.holder() == "backfill 20260201-on-v3 abc"
+        assert run_lock.holder() == "backfill 20260201-on-v3 abc"
 
     assert states.pop("run") == states.pop("finish") == "success"
     assert set(states.values()) == {"skipped"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from airflow.sdk import DAG
 
-from components.promotion.alias_transaction import Desk, open_desk
+from components.promotion.alias_transaction import AliasManager, open_alias_manager
 from tests.components.promotion.test_manual import template  # noqa: F401  the registry with candidates
 from tests.helpers.tiny_nights import KEY, TinyWorld, make_tiny_world
 
@@ -20,9 +20,9 @@ def _run(dag: DAG, **given: object) -> str:
     return str(dag.test(run_conf=PERSON | given).state)
 
 
-def _desk(world: TinyWorld) -> Desk:
+def _manager(world: TinyWorld) -> AliasManager:
     config = world.config
-    return open_desk(KEY, work_dir=config.paths.work_dir, mlflow=config.mlflow, settings=config.promote)
+    return open_alias_manager(KEY, work_dir=config.paths.work_dir, mlflow=config.mlflow, settings=config.promote)
 
 
 def test_they_promote_and_roll_back_and_a_refusal_fails_the_run(
@@ -43,7 +43,7 @@ def test_they_promote_and_roll_back_and_a_refusal_fails_the_run(
     promote, rollback = promote_model(world.config), rollback_model(world.config)
 
     assert _run(promote, candidate="2") == "success"
-    chain, posted = _desk(world).look()
+    chain, posted = _manager(world).snapshot()
     assert posted.aliases == {"champion": 2, "previous": 1, "anchor": 1}
     assert (chain.entries[-1].body["by"], chain.entries[-1].body["reason"]) == (
         "Ada (account dag_test)",
@@ -51,8 +51,8 @@ def test_they_promote_and_roll_back_and_a_refusal_fails_the_run(
     )
 
     assert _run(promote, candidate="3") == "failed"
-    assert _desk(world).look()[0].entries == chain.entries
+    assert _manager(world).snapshot()[0].entries == chain.entries
 
     assert _run(rollback, to=None) == "success"
-    assert _desk(world).look()[1].aliases == {"champion": 1, "anchor": 1}
+    assert _manager(world).snapshot()[1].aliases == {"champion": 1, "anchor": 1}
     assert _run(rollback, to=9) == "failed"

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from components.cli.ledger import desk_of
+from components.cli.ledger import alias_manager_of
 from components.config import load_config
 from components.core.contracts import PromotionRef
 from components.core.errors import InputError
 from components.core.run_records import read_night
 from components.local_stack.airflow import LocalAirflow, password, start_airflow
 from components.local_stack.airflow_api import AirflowApi
-from components.local_stack.processes import Programs, free_port
+from components.local_stack.processes import ProcessGroup, free_port
 from components.local_stack.workspace import Workspace, open_workspace
 from tests.helpers.model_package import new_mlflow
 from tests.helpers.tiny_nights import KEY, NIGHTS, TinyWorld, make_tiny_world
@@ -38,7 +38,7 @@ def _world(root: Path, hours: float) -> tuple[TinyWorld, Workspace]:
 
 @contextlib.contextmanager
 def _airflow(workspace: Workspace) -> Iterator[LocalAirflow]:
-    with Programs(workspace.state) as programs:
+    with ProcessGroup(workspace.state) as programs:
         airflow = start_airflow(
             programs,
             workspace.airflow_home,
@@ -116,7 +116,7 @@ def test_only_an_approver_lets_a_candidate_in_and_the_ledger_keeps_the_name(tmp_
     package = records["export"].outputs
     assert package is not None
     assert package["digest"] in shown["body"]
-    body = desk_of(workspace, world.config.models[0]).look()[0].entries[-1].body
+    body = alias_manager_of(workspace, world.config.models[0]).snapshot()[0].entries[-1].body
     assert (body["by"], body["record"]["approver"]) == ("bob", "bob")
     assert body["record"]["approval"]["package_digest"] == package["digest"]
 
@@ -131,4 +131,4 @@ def test_silence_leaves_the_champion_and_the_night_succeeds(tmp_path: Path) -> N
     promotion = PromotionRef.from_json(read_night(world.run(NIGHTS[0]))["promote"].outputs)
     assert (promotion.outcome, promotion.version, promotion.champion_version) == ("REFUSED", 1, None)
     assert promotion.detail == "version 1 is registered; none of ada, bob answered in time, which is a no"
-    assert desk_of(workspace, world.config.models[0]).look()[0].entries == ()
+    assert alias_manager_of(workspace, world.config.models[0]).snapshot()[0].entries == ()

@@ -15,7 +15,7 @@ from scipy.special import ndtri
 from components.config import GateSettings
 from components.core.atomic_files import write_json
 from components.core.contracts import EvaluationRef, GateDecision, ModelKey, PackageRef, RunRef, digest_of
-from components.steps.gate.evidence import Evidence, GoldenRecords, HeldOut, Leakage
+from components.steps.gate.evidence import Evidence, GoldenRecords, HeldOutEvidence, Leakage
 from components.steps.gate.inputs import GateInputs
 from components.steps.gate.step import gate
 from stlm.calibration import Calibration, calibrate_threshold
@@ -98,7 +98,7 @@ def evidence_of(
         pixel_classes=(),
         pixel_units=units_of([], []),
         synthetic=True,
-        held_out=HeldOut(
+        held_out=HeldOutEvidence(
             nights=np.array([NIGHT if i % 2 else OTHER_NIGHT for i in range(len(good))]),
             candidate_scores=candidate[good],
             champion_scores=None if champion is None else champion[good],

@@ -8,7 +8,7 @@ from scipy.stats import beta
 
 from components.config import GateSettings
 from components.core.contracts import Verdict
-from components.steps.gate.verdict import gravest, judge
+from components.steps.gate.verdict import judge, worst_verdict
 from stlm.metrics import auroc
 from tests.helpers.gate_evidence import NIGHT, Golden, Scores, evidence_of
 
@@ -39,7 +39,7 @@ def one_night(
     candidate = golden.scores(champion_auroc - worse, noise[1])
     evidence = evidence_of(golden.labels, candidate=candidate, champion=champion, anchor=champion)
     reasons, _ = judge(evidence, settings, night=NIGHT, candidate_key=f"trial {trial}")
-    return gravest(reasons), auroc(candidate, golden.labels) > auroc(champion, golden.labels)
+    return worst_verdict(reasons), auroc(candidate, golden.labels) > auroc(champion, golden.labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def _decide(
             return False, False
     evidence = evidence_of(golden.labels, candidate=ours, champion=theirs, anchor=best)
     reasons, is_best = judge(evidence, settings, night=NIGHT, candidate_key=key)
-    return gravest(reasons) is Verdict.PROMOTE, is_best
+    return worst_verdict(reasons) is Verdict.PROMOTE, is_best
 
 
 def binomial_interval(num: int, total: int) -> tuple[float, float]:

@@ -30,20 +30,28 @@ def run_night(config: PipelineConfig, partition: str) -> dict[str, Any]:
     Returns:
         Step -> contract.
     """
-    from components import collect, evaluate, export, fine_tune, gate, promote, report, validate, version
+    from components.steps.collect.step import collect
+    from components.steps.evaluate.step import evaluate
+    from components.steps.export.step import export
+    from components.steps.fine_tune.step import fine_tune
+    from components.steps.gate.step import gate
+    from components.steps.promote.step import promote
+    from components.steps.report.step import report
+    from components.steps.validate.step import validate
+    from components.steps.version.step import version
 
     model = config.models[0]
     run = RunRef(key=model.key, partition=partition, work_dir=config.paths.work_dir)
     inputs = NightInputs(config=config, model=model, run=run)
-    collected = collect.collect(inputs.collect())
+    collected = collect(inputs.collect())
     assert collected.batch is not None
-    dataset = version.version(inputs.version(collected.batch))
-    validation = validate.validate(inputs.validate(dataset))
+    dataset = version(inputs.version(collected.batch))
+    validation = validate(inputs.validate(dataset))
     champion, anchor = validation.champion, validation.anchor
-    candidate = fine_tune.fine_tune(inputs.fine_tune(dataset, validation))
-    evaluation = evaluate.evaluate(inputs.evaluate(candidate, champion=champion, anchor=anchor))
-    package = export.export(inputs.export(candidate, evaluation, champion=champion))
-    decision = gate.gate(inputs.gate(evaluation, package))
+    candidate = fine_tune(inputs.fine_tune(dataset, validation))
+    evaluation = evaluate(inputs.evaluate(candidate, champion=champion, anchor=anchor))
+    package = export(inputs.export(candidate, evaluation, champion=champion))
+    decision = gate(inputs.gate(evaluation, package))
     evidence: dict[str, Any] = {
         "dataset": dataset,
         "validation": validation,
@@ -52,8 +60,8 @@ def run_night(config: PipelineConfig, partition: str) -> dict[str, Any]:
         "package": package,
         "decision": decision,
     }
-    promotion = promote.promote(inputs.promote(**evidence))
-    page = report.report(inputs.report({"collect": collected.to_json(), **evidence, "promotion": promotion}))
+    promotion = promote(inputs.promote(**evidence))
+    page = report(inputs.report({"collect": collected.to_json(), **evidence, "promotion": promotion}))
     return {
         "collect": collected,
         "version": dataset,
@@ -71,12 +79,12 @@ def _end(config: PipelineConfig, done: dict[str, Any]) -> dict[str, Any]:
     """What must not depend on where processes died."""
     from mlflow import MlflowClient
 
-    from components.promotion.alias_transaction import open_desk
+    from components.promotion.alias_transaction import open_alias_manager
 
     key, mlflow = config.models[0].key, config.mlflow
     client = MlflowClient(mlflow.tracking_uri, registry_uri=mlflow.tracking_uri)
-    desk = open_desk(key, work_dir=config.paths.work_dir, mlflow=mlflow, settings=config.promote)
-    chain, posted = desk.look()
+    manager = open_alias_manager(key, work_dir=config.paths.work_dir, mlflow=mlflow, settings=config.promote)
+    chain, posted = manager.snapshot()
     assert posted is not None
     assert posted.tags["stlm.ledger_head"] == chain.head
     package = Path(done["export"].package_dir)

@@ -19,29 +19,29 @@ from components.core.contracts import (
     ValidationRef,
     Verdict,
 )
-from components.promotion.alias_transaction import Desk, open_desk
+from components.promotion.alias_transaction import AliasManager, open_alias_manager
 from components.steps.promote.step import PromoteInputs
 from stlm.serving.package import seal_package
 from tests.helpers.model_package import KEY, night, write_package
 
-__all__ = ["ahead", "another_package", "inputs_for", "make_champion", "new_desk"]
+__all__ = ["ahead", "another_package", "inputs_for", "make_champion", "new_alias_manager"]
 
 
-def new_desk(
+def new_alias_manager(
     work_dir: Path, mlflow: MlflowSettings, *, ledger: str = "", endpoint_url: str = "", clock: Clock = utc_now
-) -> Desk:
-    """The desk of the tests' key."""
+) -> AliasManager:
+    """The alias manager of the tests' key."""
     settings = PromoteSettings(ledger=ledger, ledger_endpoint_url=endpoint_url)
-    return open_desk(KEY, work_dir=str(work_dir), mlflow=mlflow, settings=settings, clock=clock)
+    return open_alias_manager(KEY, work_dir=str(work_dir), mlflow=mlflow, settings=settings, clock=clock)
 
 
-def make_champion(desk: Desk, version: int, *, partition: str = "2026-11-01", **record: Any) -> None:
+def make_champion(manager: AliasManager, version: int, *, partition: str = "2026-11-01", **record: Any) -> None:
     """A promotion as the step makes it, of a version that is registered."""
-    with desk.held("tests") as held:
-        held.move(
+    with manager.transaction("tests") as transaction:
+        transaction.move(
             version,
             action="promote",
-            anchor=held.standing.anchor or version,
+            anchor=transaction.state.anchor or version,
             by="gate",
             reason="verdict PROMOTE",
             record={"partition": partition, **record},

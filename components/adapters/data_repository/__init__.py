@@ -32,13 +32,13 @@ from components.adapters.data_repository.git import Git
 from components.adapters.data_repository.partition import (
     ROOT,
     batch_files,
+    commit_trailer,
     copy_checked,
     dir_md5,
-    entries,
     is_md5,
     partition_path,
-    select,
-    trailer,
+    select_files,
+    tree_entries,
 )
 from components.core.contracts import BatchRef, Contract, DatasetRef, Fence, ModelKey, RunRef
 from components.core.errors import InputError, TransientError, shorten
@@ -183,7 +183,7 @@ class DataRepository:
             self._git.clear_dead_locks()
             for attempt in range(1, _PUSH_ATTEMPTS + 1):
                 self._git.catch_up()
-                commit = self._git.find_commit(trailer(run, batch)) or self._add(run, batch, files, fence)
+                commit = self._git.find_commit(commit_trailer(run, batch)) or self._add(run, batch, files, fence)
                 tag = self._git.tag_commit(f"{self._tag_prefix}{run.key.slug}/{run.partition}", commit)
                 if self._git.publish(tag):
                     return self._reference(run, batch, commit, tag)
@@ -209,7 +209,7 @@ class DataRepository:
             raise InputError(f"{self._path} is no data repository, cannot fetch {revision} from it")
         with self._open(self._path) as repo:
             tree = self._tree_at(repo, revision)
-            wanted = select(tree, paths, f"{revision} of {self._path}")
+            wanted = select_files(tree, paths, f"{revision} of {self._path}")
             lacking = {name: md5 for name, md5 in wanted.items() if not is_md5(into / name, md5)}
             damaged = self._copy_out(repo, lacking, into)
             for md5 in damaged.values():
@@ -293,7 +293,7 @@ class DataRepository:
                 raise InputError(f"{source} is gone or has changed since it was collected, expected sha256 {sha256}")
         with self._open(self._path) as repo:
             tree = self._dvc_add(repo, folder)
-            added = entries(tree, path)
+            added = tree_entries(tree, path)
             if set(added) != set(files):
                 different = sorted(set(added) ^ set(files))
                 raise InputError(f"DVC did not add {path} as it is; these files differ: {shorten(different)}")
@@ -301,10 +301,10 @@ class DataRepository:
         shutil.rmtree(self._path / ROOT)
         if fence is not None:
             # Objects that a late writer left hurt nobody; its commit would.
-            fence.admit(self._git.fence(run.key.slug), f"data repository {self._path}")
+            fence.check_token(self._git.fence(run.key.slug), f"data repository {self._path}")
             self._git.note_fence(run.key.slug, fence.number)
         message = f"Add {run.partition} of {run.key.slug}: {batch.num_images} images in {batch.num_lots} lots"
-        return self._git.commit(f"{message}\n\n{trailer(run, batch)}\n", names=_TRACKED, date=run.partition)
+        return self._git.commit(f"{message}\n\n{commit_trailer(run, batch)}\n", names=_TRACKED, date=run.partition)
 
     def _dvc_add(self, repo: Repo, folder: Path) -> Tree:
         """Merge ``folder`` into the listing of ``data/``; returns the new listing."""

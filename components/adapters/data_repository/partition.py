@@ -14,13 +14,13 @@ from components.core.errors import InputError, shorten
 __all__ = [
     "ROOT",
     "batch_files",
+    "commit_trailer",
     "copy_checked",
     "dir_md5",
-    "entries",
     "is_md5",
     "partition_path",
-    "select",
-    "trailer",
+    "select_files",
+    "tree_entries",
 ]
 
 ROOT = "data"
@@ -32,7 +32,7 @@ def partition_path(run: RunRef) -> str:
     return f"{ROOT}/{run.key.path}/{run.partition}"
 
 
-def trailer(run: RunRef, batch: BatchRef) -> str:
+def commit_trailer(run: RunRef, batch: BatchRef) -> str:
     """The line by which a batch's commit is found again."""
     return f"Batch: {run.key.slug}/{run.partition} sha256:{batch.digest}"
 
@@ -82,7 +82,7 @@ def dir_md5(dvc_file: str) -> str:
     return str(YAML(typ="safe").load(dvc_file)["outs"][0]["md5"])
 
 
-def entries(tree: Tree, folder: str) -> dict[str, str]:
+def tree_entries(tree: Tree, folder: str) -> dict[str, str]:
     """Name relative to ``folder`` (itself relative to the repository) -> md5."""
     prefix = tuple(folder.split("/")[1:])
     return {
@@ -92,9 +92,9 @@ def entries(tree: Tree, folder: str) -> dict[str, str]:
     }
 
 
-def select(tree: Tree, paths: Sequence[str], where: str) -> dict[str, str]:
+def select_files(tree: Tree, paths: Sequence[str], where: str) -> dict[str, str]:
     """Repository-relative name -> md5 of the files at, or below, ``paths``."""
-    everything = {f"{ROOT}/{name}": md5 for name, md5 in entries(tree, ROOT).items()}
+    everything = {f"{ROOT}/{name}": md5 for name, md5 in tree_entries(tree, ROOT).items()}
     wanted: dict[str, str] = {}
     unknown = []
     for path in (path.rstrip("/") for path in paths):

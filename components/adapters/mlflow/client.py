@@ -13,7 +13,7 @@ from mlflow.protos import databricks_pb2 as codes
 
 from components.core.errors import TransientError
 
-__all__ = ["has_code", "mlflow_client", "reaching"]
+__all__ = ["is_error_code", "mlflow_client", "mlflow_errors"]
 
 _CONNECT_TIMEOUT_S = 5.0
 _DEFAULT_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
@@ -46,7 +46,7 @@ def _probe(uri: str) -> None:
 
 
 @contextlib.contextmanager
-def reaching(uri: str) -> Iterator[None]:
+def mlflow_errors(uri: str) -> Iterator[None]:
     """Turn "MLflow is not there right now" into ``TransientError`` naming ``uri``; let refusals pass.
 
     Args:
@@ -85,10 +85,10 @@ def mlflow_client(uri: str) -> MlflowClient:
         TransientError: The server does not answer.
     """
     _probe(uri)
-    with reaching(uri):
+    with mlflow_errors(uri):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def has_code(error: MlflowException, code: int) -> bool:
+def is_error_code(error: MlflowException, code: int) -> bool:
     """Whether MLflow refused with this code of ``mlflow.protos.databricks_pb2``."""
     return bool(error.error_code == codes.ErrorCode.Name(code))

@@ -2,7 +2,7 @@
 
 A version's identity is the tag pair ``stlm.candidate_key`` and ``stlm.package_digest``: registering it again finds it.
 The tags are written in the same transaction as the version, after its files, so a crash leaves either nothing that
-anyone can see or the whole version. Aliases are moved by ``components/_promotion`` alone.
+anyone can see or the whole version. Aliases are moved by ``components/promotion`` alone.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
-from components.adapters.mlflow.aliases import FENCE_TAG, LAST_CHAMPION_TAG, AliasBoard
-from components.adapters.mlflow.client import has_code, mlflow_client, reaching
+from components.adapters.mlflow.aliases import FENCE_TAG, LAST_CHAMPION_TAG, RegisteredModelAliases
+from components.adapters.mlflow.client import is_error_code, mlflow_client, mlflow_errors
 from components.adapters.mlflow.package_cache import fetch_package
 from components.adapters.mlflow.pyfunc_model import PACKAGE_PATH, save_served_model
 from components.config import MlflowSettings
@@ -52,7 +52,7 @@ class ModelRegistry:
         self._cache_dir = Path(cache_dir)
         self._client = mlflow_client(tracking_uri)
 
-    def aliases(self, key: ModelKey) -> AliasBoard:
+    def aliases(self, key: ModelKey) -> RegisteredModelAliases:
         """Aliases and tags of a key's model.
 
         Args:
@@ -61,7 +61,7 @@ class ModelRegistry:
         Returns:
             The board; nothing is read yet.
         """
-        return AliasBoard(self._client, self._uri, key)
+        return RegisteredModelAliases(self._client, self._uri, key)
 
     def champion(self, key: ModelKey, alias: str = CHAMPION_ALIAS) -> ModelRef | None:
         """The version that serves now.
@@ -78,7 +78,7 @@ class ModelRegistry:
                 registered.
             TransientError: MLflow cannot be reached.
         """
-        with reaching(self._uri):
+        with mlflow_errors(self._uri):
             model = self.aliases(key).read()
             if model is None:
                 return None
@@ -110,7 +110,7 @@ class ModelRegistry:
             TransientError: MLflow cannot be reached.
         """
         version = self._version(key, number)
-        with reaching(self._uri):
+        with mlflow_errors(self._uri):
             package_dir = self._fetch(version)
         return ModelRef(
             name=key.registered_model,
@@ -121,11 +121,11 @@ class ModelRegistry:
 
     def _version(self, key: ModelKey, number: int) -> ModelVersion:
         name = key.registered_model
-        with reaching(self._uri):
+        with mlflow_errors(self._uri):
             try:
                 version = self._client.get_model_version(name, str(number))
             except MlflowException as error:
-                if has_code(error, RESOURCE_DOES_NOT_EXIST):
+                if is_error_code(error, RESOURCE_DOES_NOT_EXIST):
                     raise InputError(f"{name} has no version {number}") from error
                 raise
         missing = [tag for tag in (_CANDIDATE_TAG, _DIGEST_TAG) if tag not in version.tags]
@@ -146,7 +146,7 @@ class ModelRegistry:
         Raises:
             TransientError: MLflow cannot be reached.
         """
-        with reaching(self._uri):
+        with mlflow_errors(self._uri):
             found = self._client.search_model_versions(f"name = '{key.registered_model}'")
         versions = (int(v.version) for v in found if str(v.tags.get(_CANDIDATE_TAG, "")).startswith(candidate_key))
         return sorted(versions)
@@ -171,7 +171,7 @@ class ModelRegistry:
         if expected is None:
             return None
         place = f"{_ATTACHMENTS}/{version.tags[_DIGEST_TAG][:16]}/{name}"
-        with reaching(self._uri), tempfile.TemporaryDirectory(prefix="stlm-attached-") as folder:
+        with mlflow_errors(self._uri), tempfile.TemporaryDirectory(prefix="stlm-attached-") as folder:
             try:
                 path = mlflow.artifacts.download_artifacts(
                     run_id=version.run_id, artifact_path=place, dst_path=folder, tracking_uri=self._uri
@@ -199,7 +199,7 @@ class ModelRegistry:
             TransientError: MLflow cannot be reached.
         """
         version = self._version(key, number)
-        with reaching(self._uri):
+        with mlflow_errors(self._uri):
             sums = self._attach(version.tags[_DIGEST_TAG], str(version.run_id), attachments)
             for tag, sha256 in sums.items():
                 self._client.set_model_version_tag(version.name, version.version, tag, sha256)
@@ -220,7 +220,7 @@ class ModelRegistry:
             TransientError: MLflow cannot be reached.
         """
         version = self._version(key, number)
-        with reaching(self._uri):
+        with mlflow_errors(self._uri):
             uri = self._client.get_model_version_download_uri(version.name, version.version).rstrip("/")
             try:
                 return Path(
@@ -258,7 +258,7 @@ class ModelRegistry:
             InputError: The registry does not give back what was registered.
             TransientError: MLflow cannot be reached, or another process holds the lock for long.
         """
-        with reaching(self._uri), self._exclusive(key):
+        with mlflow_errors(self._uri), self._exclusive(key):
             version = self._find(key, package)
             if version is None:
                 source = self._upload(package, run_id, model_dir)
@@ -285,7 +285,7 @@ class ModelRegistry:
         """Refuse a writer that lost the key; remember the number of one that has it."""
         posted = self.aliases(key).read()
         seen = int(posted.tags.get(FENCE_TAG, "0")) if posted is not None else 0
-        fence.admit(seen, f"{key.registered_model} in {self._uri}")
+        fence.check_token(seen, f"{key.registered_model} in {self._uri}")
         self.aliases(key).tag(FENCE_TAG, str(fence.number))
 
     def versions(self, key: ModelKey) -> dict[int, dict[str, str]]:
@@ -300,7 +300,7 @@ class ModelRegistry:
         Raises:
             TransientError: MLflow cannot be reached.
         """
-        with reaching(self._uri):
+        with mlflow_errors(self._uri):
             token, found = None, []
             while True:
                 page = self._client.search_model_versions(f"name = '{key.registered_model}'", page_token=token)

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from components.adapters.mlflow.client import has_code, mlflow_client, reaching
+from components.adapters.mlflow.client import is_error_code, mlflow_client, mlflow_errors
 from components.config import MlflowSettings
 from components.core.contracts import RunRef
 
@@ -57,7 +57,7 @@ def open_run(mlflow: MlflowSettings, run: RunRef) -> str:
     lock = Path(run.work_dir) / "locks" / f"mlflow-{run.key.slug}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     # MLflow has no unique tags: two steps that open the same night at once would make two runs.
-    with reaching(mlflow.tracking_uri), FileLock(lock):
+    with mlflow_errors(mlflow.tracking_uri), FileLock(lock):
         experiment = _experiment(client, _experiment_name(run), mlflow.artifact_root)
         known = _search(client, experiment, run)
         if known is not None:
@@ -73,7 +73,7 @@ def open_run(mlflow: MlflowSettings, run: RunRef) -> str:
 def find_run(mlflow: MlflowSettings, run: RunRef) -> str | None:
     """The id of the night's MLflow run, if it has one; raises ``TransientError`` if MLflow cannot be reached."""
     client = mlflow_client(mlflow.tracking_uri)
-    with reaching(mlflow.tracking_uri):
+    with mlflow_errors(mlflow.tracking_uri):
         experiment = client.get_experiment_by_name(_experiment_name(run))
         return None if experiment is None else _search(client, experiment, run)
 
@@ -104,7 +104,7 @@ def _experiment(client: MlflowClient, name: str, artifact_root: str) -> Experime
         try:
             client.create_experiment(name, artifact_location=f"{artifact_root.rstrip('/')}/{name}")
         except MlflowException as error:
-            if not has_code(error, RESOURCE_ALREADY_EXISTS):
+            if not is_error_code(error, RESOURCE_ALREADY_EXISTS):
                 raise
         experiment = client.get_experiment_by_name(name)
     if experiment is None:
@@ -120,7 +120,7 @@ def _timestamp_ms(client: MlflowClient, run_id: str) -> int:
 
 def _log(mlflow: MlflowSettings, run_id: str, values: Iterable[tuple[str, float, int]]) -> None:
     client = mlflow_client(mlflow.tracking_uri)
-    with reaching(mlflow.tracking_uri):
+    with mlflow_errors(mlflow.tracking_uri):
         midnight_ms = _timestamp_ms(client, run_id)
         metrics = (Metric(name, float(value), midnight_ms + step, step) for name, value, step in values)
         while batch := list(itertools.islice(metrics, _BATCH)):
@@ -178,7 +178,7 @@ def set_tags(mlflow: MlflowSettings, run_id: str, tags: Mapping[str, str]) -> No
         TransientError: MLflow cannot be reached.
     """
     client = mlflow_client(mlflow.tracking_uri)
-    with reaching(mlflow.tracking_uri):
+    with mlflow_errors(mlflow.tracking_uri):
         client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
 
@@ -198,7 +198,7 @@ def log_artifacts(mlflow: MlflowSettings, run_id: str, path: Path, artifact_path
         TransientError: MLflow cannot be reached.
     """
     client = mlflow_client(mlflow.tracking_uri)
-    with reaching(mlflow.tracking_uri):
+    with mlflow_errors(mlflow.tracking_uri):
         if path.is_dir():
             client.log_artifacts(run_id, str(path), artifact_path or None)
             return artifact_uri(mlflow, run_id, artifact_path)
@@ -221,7 +221,7 @@ def artifact_uri(mlflow: MlflowSettings, run_id: str, artifact_path: str = "") -
         TransientError: MLflow cannot be reached.
     """
     client = mlflow_client(mlflow.tracking_uri)
-    with reaching(mlflow.tracking_uri):
+    with mlflow_errors(mlflow.tracking_uri):
         root = str(client.get_run(run_id).info.artifact_uri).rstrip("/")
     return f"{root}/{artifact_path}".rstrip("/")
 
@@ -243,7 +243,7 @@ def list_artifacts(mlflow: MlflowSettings, run_id: str, top: str, *, depth: int)
     """
     client = mlflow_client(mlflow.tracking_uri)
     sizes: dict[str, int] = {}
-    with reaching(mlflow.tracking_uri):
+    with mlflow_errors(mlflow.tracking_uri):
         folders = [top]
         while folders:
             for file in client.list_artifacts(run_id, folders.pop()):
@@ -267,7 +267,7 @@ def delete_artifacts(mlflow: MlflowSettings, run_id: str, paths: Sequence[str]) 
         TransientError: MLflow cannot be reached.
     """
     client = mlflow_client(mlflow.tracking_uri)
-    with reaching(mlflow.tracking_uri):
+    with mlflow_errors(mlflow.tracking_uri):
         where = str(client.get_run(run_id).info.artifact_uri)
         repository: Any = get_artifact_repository(where, mlflow.tracking_uri)  # its methods have no types
         for path in paths:
@@ -286,5 +286,5 @@ def close_run(mlflow: MlflowSettings, run_id: str, *, failed: bool = False) -> N
         TransientError: MLflow cannot be reached.
     """
     client = mlflow_client(mlflow.tracking_uri)
-    with reaching(mlflow.tracking_uri):
+    with mlflow_errors(mlflow.tracking_uri):
         client.set_terminated(run_id, status="FAILED" if failed else "FINISHED")

@@ -12,10 +12,10 @@ from typing import Protocol
 
 from components.core.errors import InputError, TransientError
 
-__all__ = ["NotMountedError", "Storage", "StoredFile", "checked_name", "download_whole"]
+__all__ = ["Storage", "StorageUnavailableError", "StoredFile", "download_atomic", "validate_key"]
 
 
-class NotMountedError(TransientError):
+class StorageUnavailableError(TransientError):
     """There is no such folder: it was never made, or its mount may come back."""
 
 
@@ -63,7 +63,7 @@ class Storage(Protocol):
         """Store bytes, or a local file, under ``name``; readers see the old file or the whole new one."""
         ...
 
-    def read_tagged(self, name: str) -> tuple[bytes, str] | None:
+    def read_with_etag(self, name: str) -> tuple[bytes, str] | None:
         """The whole file and a tag of this very content, for :meth:`put_if_match`; ``None`` where there is none."""
         ...
 
@@ -80,7 +80,7 @@ class Storage(Protocol):
         ...
 
 
-def checked_name(name: str) -> str:
+def validate_key(name: str) -> str:
     """``name`` if it is a plain relative POSIX path; ``..``, ``/x``, ``a//b`` or a backslash is an ``InputError``."""
     parts = name.split("/")
     if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
@@ -88,7 +88,7 @@ def checked_name(name: str) -> str:
     return name
 
 
-def download_whole(storage: Storage, name: str, target: Path) -> None:
+def download_atomic(storage: Storage, name: str, target: Path) -> None:
     """Copy a stored file to ``target``, which appears whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")

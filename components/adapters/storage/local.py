@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
-from components.adapters.storage.base import NotMountedError, StoredFile, checked_name, download_whole
+from components.adapters.storage.base import StorageUnavailableError, StoredFile, download_atomic, validate_key
 from components.core.errors import InputError, TransientError
 
 __all__ = ["LocalStorage"]
@@ -35,7 +35,7 @@ class LocalStorage:
 
     def _resolve(self, name: str) -> Path:
         path = self._root
-        for part in PurePosixPath(checked_name(name)).parts:
+        for part in PurePosixPath(validate_key(name)).parts:
             path = path / part
             if path.is_symlink():
                 raise InputError(f"{path} is a symbolic link; links are refused in {self.uri}")
@@ -47,7 +47,7 @@ class LocalStorage:
                 found = sorted(entries, key=lambda entry: entry.name)
         except FileNotFoundError:
             if not self._root.is_dir():
-                raise NotMountedError(f"folder {self.uri} does not exist, or is not mounted") from None
+                raise StorageUnavailableError(f"folder {self.uri} does not exist, or is not mounted") from None
             return []
         for entry in found:
             if entry.is_symlink():
@@ -94,7 +94,7 @@ class LocalStorage:
 
     def download(self, name: str, target: Path) -> None:
         """See :class:`Storage`."""
-        download_whole(self, name, target)
+        download_atomic(self, name, target)
 
     def put(self, name: str, content: bytes | Path) -> None:
         """See :class:`Storage`."""
@@ -116,7 +116,7 @@ class LocalStorage:
         finally:
             Path(temporary).unlink(missing_ok=True)
 
-    def read_tagged(self, name: str) -> tuple[bytes, str] | None:
+    def read_with_etag(self, name: str) -> tuple[bytes, str] | None:
         """See :class:`Storage`."""
         path = self._resolve(name)
         try:
@@ -146,7 +146,7 @@ class LocalStorage:
             return False
         try:
             with _local_errors(path), FileLock(path.with_name(f".{path.name}.lock"), timeout=_LOCK_TIMEOUT_S):
-                found = self.read_tagged(name)
+                found = self.read_with_etag(name)
                 if found is None or found[1] != tag:
                     return False
                 self.put(name, content)

@@ -11,7 +11,7 @@ import boto3.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError, PartialCredentialsError
 
-from components.adapters.storage.base import StoredFile, checked_name, download_whole
+from components.adapters.storage.base import StoredFile, download_atomic, validate_key
 from components.core.errors import InputError, TransientError
 
 __all__ = ["S3Storage"]
@@ -55,7 +55,7 @@ class S3Storage:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
     def _key(self, name: str) -> str:
-        return self._prefix + checked_name(name)
+        return self._prefix + validate_key(name)
 
     def _folder_key(self, prefix: str) -> str:
         return f"{self._key(prefix)}/" if prefix else self._prefix
@@ -127,7 +127,7 @@ class S3Storage:
 
     def download(self, name: str, target: Path) -> None:
         """See :class:`Storage`."""
-        download_whole(self, name, target)
+        download_atomic(self, name, target)
 
     def put(self, name: str, content: bytes | Path) -> None:
         """See :class:`Storage`."""
@@ -140,7 +140,7 @@ class S3Storage:
                 with content.open("rb") as file:
                     self._client.upload_fileobj(file, self._bucket, key)
 
-    def read_tagged(self, name: str) -> tuple[bytes, str] | None:
+    def read_with_etag(self, name: str) -> tuple[bytes, str] | None:
         """See :class:`Storage`."""
         key = self._key(name)
         try:
@@ -180,7 +180,7 @@ class S3Storage:
         return self._holds(name, content)
 
     def _holds(self, name: str, content: bytes) -> bool:
-        found = self.read_tagged(name)
+        found = self.read_with_etag(name)
         return found is not None and found[0] == content
 
 

@@ -20,7 +20,7 @@ from components.core.contracts import ModelRef, RunRef, digest_of
 from components.core.errors import InputError
 from components.core.npz import read_arrays, write_arrays
 from components.steps.evaluate.measuring import (
-    Measured,
+    ModelResults,
     golden_record,
     labels_of,
     pixel_measurement,
@@ -65,7 +65,7 @@ class Anchor:
         height, width = self._predict([read_image(golden.items[0].path)])[0].anomaly_map.shape
         self.image_size: tuple[int, int] = (height, width)
 
-    def measure(self, run: RunRef, pixel_set: PixelSet, settings: EvaluateSettings) -> Measured:
+    def measure(self, run: RunRef, pixel_set: PixelSet, settings: EvaluateSettings) -> ModelResults:
         """Its results on the golden set, remembered or new.
 
         Args:
@@ -93,7 +93,7 @@ class Anchor:
         )
         reason = str(arrays["reason"])
         pixels = PixelMeasurement(statistics=None if reason else PixelStatistics.from_arrays(arrays), reason=reason)
-        return Measured(
+        return ModelResults(
             figures=MeasuredModel(images=images, pixels=pixels),
             calibration=calibration,
             golden_digest=golden_record(self._package),

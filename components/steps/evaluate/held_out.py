@@ -18,11 +18,11 @@ from components.steps.evaluate.measuring import file_sha256, score
 from stlm.calibration import Calibration, calibrate_threshold
 from stlm.evaluation import Detector
 
-__all__ = ["HeldOut", "ListedImage", "calibrate", "expected_nights", "read_listing", "seed_of"]
+__all__ = ["HeldOutScores", "TrainingImage", "calibrate", "expected_nights", "read_listing", "seed_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ListedImage:
+class TrainingImage:
     """One line of a list that fine-tuning wrote."""
 
     path: Path
@@ -35,7 +35,7 @@ class ListedImage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HeldOut:
+class HeldOutScores:
     """Scores of the held-out normals, in the order of the list."""
 
     nights: tuple[str, ...]
@@ -65,7 +65,7 @@ def seed_of(*parts: str) -> int:
     return int.from_bytes(hashlib.sha256("\n".join(parts).encode()).digest()[:8], "big")
 
 
-def read_listing(candidate: CandidateRef, name: str, run: RunRef) -> list[ListedImage]:
+def read_listing(candidate: CandidateRef, name: str, run: RunRef) -> list[TrainingImage]:
     """A list that lies beside the candidate's package.
 
     Args:
@@ -82,7 +82,7 @@ def read_listing(candidate: CandidateRef, name: str, run: RunRef) -> list[Listed
     listing = Path(candidate.package_dir).parent / name
     try:
         entries = [
-            ListedImage(
+            TrainingImage(
                 path=Path(entry["path"]),
                 sha256=str(entry["sha256"]),
                 night=str(entry.get("night", run.partition)),
@@ -105,7 +105,7 @@ def calibrate(
     settings: EvaluateSettings,
     *,
     expected: tuple[str, ...],
-) -> tuple[Calibration, HeldOut]:
+) -> tuple[Calibration, HeldOutScores]:
     """Score the held-out normals and choose the candidate's threshold by them.
 
     Args:
@@ -113,7 +113,7 @@ def calibrate(
         candidate: Whose list it is.
         run: The night.
         settings: How to measure.
-        expected: See :class:`HeldOut`.
+        expected: See :class:`HeldOutScores`.
 
     Returns:
         The candidate's threshold, and the scores.
@@ -141,7 +141,7 @@ def calibrate(
         confidence=settings.confidence,
     )
     nights = tuple(entry.night for entry in entries)
-    return calibration, HeldOut(nights=nights, expected_nights=expected, scores=scores)
+    return calibration, HeldOutScores(nights=nights, expected_nights=expected, scores=scores)
 
 
 def expected_nights(champion: ModelRef | None, run: RunRef) -> tuple[str, ...]:

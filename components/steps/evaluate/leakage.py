@@ -9,7 +9,7 @@ from components.config import ValidateSettings
 from components.core.contracts import RunRef
 from components.core.errors import InputError
 from components.image_index import accepted_index, golden_index
-from components.steps.evaluate.held_out import ListedImage
+from components.steps.evaluate.held_out import TrainingImage
 from stlm.data.facts import nearest_hashes, read_facts
 
 __all__ = ["find_leakage"]
@@ -17,7 +17,9 @@ __all__ = ["find_leakage"]
 _MAX_NAMES = 20
 
 
-def find_leakage(run: RunRef, golden: str, listed: Sequence[ListedImage], settings: ValidateSettings) -> dict[str, Any]:
+def find_leakage(
+    run: RunRef, golden: str, listed: Sequence[TrainingImage], settings: ValidateSettings
+) -> dict[str, Any]:
     """Hold the golden set against this night's images and all that earlier nights accepted.
 
     Args:
@@ -60,7 +62,7 @@ def find_leakage(run: RunRef, golden: str, listed: Sequence[ListedImage], settin
     }
 
 
-def _measured(images: Sequence[ListedImage], settings: ValidateSettings) -> pd.DataFrame:
+def _measured(images: Sequence[TrainingImage], settings: ValidateSettings) -> pd.DataFrame:
     """Hashes of images that no index knows, as after a move of the work folder."""
     facts = read_facts([image.path for image in images], max_pixels=settings.max_pixels)
     broken = [f"{i.path}: {f.error}" for i, f in zip(images, facts, strict=True) if not f.decodes]

@@ -25,7 +25,7 @@ from stlm.models.registry import load_model
 from stlm.serving.package import GOLDEN_FILE
 
 __all__ = [
-    "Measured",
+    "ModelResults",
     "file_sha256",
     "golden_record",
     "labels_of",
@@ -41,7 +41,7 @@ _MAP_SIDE_PX = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
+class ModelResults:
     """One model's results."""
 
     figures: MeasuredModel
@@ -121,7 +121,7 @@ def measure(
     settings: EvaluateSettings,
     *,
     record: str | None = None,
-) -> Measured:
+) -> ModelResults:
     """Score the golden set with one model.
 
     Args:
@@ -143,7 +143,7 @@ def measure(
     images = ImageMeasurement(
         scores=scored.scores, labels=labels_of(golden), threshold=calibration.threshold, recall=settings.recall
     )
-    return Measured(
+    return ModelResults(
         figures=MeasuredModel(images=images, pixels=pixel_measurement(maps, pixel_set, settings)),
         calibration=calibration,
         golden_digest=record,

@@ -57,12 +57,12 @@ from components.core.atomic_files import write_json
 from components.core.contracts import CandidateRef, EvaluationRef, ModelRef, RunRef, digest_of
 from components.core.errors import InputError
 from components.core.npz import write_arrays
-from components.core.step_runner import once
+from components.core.step_runner import run_once
 from components.steps.evaluate.anchor import Anchor
-from components.steps.evaluate.held_out import HeldOut, calibrate, expected_nights, read_listing, seed_of
+from components.steps.evaluate.held_out import HeldOutScores, calibrate, expected_nights, read_listing, seed_of
 from components.steps.evaluate.leakage import find_leakage
 from components.steps.evaluate.measuring import (
-    Measured,
+    ModelResults,
     file_sha256,
     golden_record,
     labels_of,
@@ -108,7 +108,7 @@ class EvaluateInputs:
 
 def evaluate(inputs: EvaluateInputs) -> EvaluationRef:
     """Measure candidate, champion and anchor on the golden set and calibrate the candidate's threshold."""
-    return once("evaluate", inputs, EvaluationRef, _evaluate)
+    return run_once("evaluate", inputs, EvaluationRef, _evaluate)
 
 
 def _evaluate(inputs: EvaluateInputs, folder: Path) -> EvaluationRef:
@@ -143,7 +143,7 @@ def _evaluate(inputs: EvaluateInputs, folder: Path) -> EvaluationRef:
     )
 
 
-def _measure_all(inputs: EvaluateInputs, golden: GoldenSet) -> tuple[dict[str, Measured], HeldOut, PixelSet]:
+def _measure_all(inputs: EvaluateInputs, golden: GoldenSet) -> tuple[dict[str, ModelResults], HeldOutScores, PixelSet]:
     """All models on the same images; an anchor that is the champion is measured once."""
     settings = inputs.settings
     models = {"candidate": load_candidate(inputs.candidate, settings)}
@@ -180,7 +180,7 @@ def _is_champion(inputs: EvaluateInputs) -> bool:
 
 
 def _report(
-    inputs: EvaluateInputs, golden: GoldenSet, pixel_set: PixelSet, measured: Mapping[str, Measured]
+    inputs: EvaluateInputs, golden: GoldenSet, pixel_set: PixelSet, measured: Mapping[str, ModelResults]
 ) -> dict[str, Any]:
     settings = inputs.settings
     labels = labels_of(golden)
@@ -275,7 +275,7 @@ def _values(model: Mapping[str, Any] | None) -> dict[str, float | None]:
 
 
 def _write_arrays(
-    folder: Path, golden: GoldenSet, pixel_set: PixelSet, measured: Mapping[str, Measured], held_out: HeldOut
+    folder: Path, golden: GoldenSet, pixel_set: PixelSet, measured: Mapping[str, ModelResults], held_out: HeldOutScores
 ) -> dict[str, str]:
     """Write the ``.npz`` files; returns their sha256 by name."""
     paths = _paths(golden)

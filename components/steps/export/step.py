@@ -26,7 +26,7 @@ from components.core.atomic_files import write_json
 from components.core.contracts import CandidateRef, EvaluationRef, ModelRef, PackageRef, RunRef
 from components.core.errors import InputError
 from components.core.npz import read_arrays
-from components.core.step_runner import once
+from components.core.step_runner import run_once
 from stlm.calibration import CALIBRATION_FILE, Calibration
 from stlm.data.image_files import read_image
 from stlm.data.layout import read_golden_set
@@ -75,7 +75,7 @@ def export(inputs: ExportInputs) -> PackageRef:
     Raises:
         InputError: The evaluation is of another candidate or golden set, or a file is missing or altered.
     """
-    return once("export", inputs, PackageRef, _export)
+    return run_once("export", inputs, PackageRef, _export)
 
 
 def _export(inputs: ExportInputs, folder: Path) -> PackageRef:

@@ -20,7 +20,7 @@ from components.config import FineTuneSettings
 from components.core.atomic_files import write_json
 from components.core.contracts import CandidateRef, Contract, DatasetRef, RunRef, ValidationRef, digest_of, from_json
 from components.core.errors import InputError
-from components.core.step_runner import once
+from components.core.step_runner import run_once
 from components.steps.fine_tune.trainer import TrainingJob, train
 from stlm.errors import StlmError, WeightsError
 from stlm.models.registry import (
@@ -54,7 +54,7 @@ class FineTuneInputs(Contract):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Memory(Contract):
+class ReplayBuffer(Contract):
     """``replay.json``: the bounded choice of earlier normals that travels with the model."""
 
     training: tuple[NormalImage, ...] = ()
@@ -76,7 +76,7 @@ def fine_tune(inputs: FineTuneInputs) -> CandidateRef:
         TransientError: The data repository is locked or its remote unreachable.
     """
     try:
-        return once("fine_tune", inputs, CandidateRef, _fine_tune)
+        return run_once("fine_tune", inputs, CandidateRef, _fine_tune)
     except StlmError as error:
         raise InputError(str(error)) from error
 
@@ -123,7 +123,7 @@ def _fine_tune(inputs: FineTuneInputs, folder: Path) -> CandidateRef:
         )
     )
     seconds = time.monotonic() - started
-    new_memory = _Memory(
+    new_memory = ReplayBuffer(
         training=choose_replay((*replay, *training), limit=settings.replay_images, seed=settings.seed),
         held_out=held_out_memory,
     )
@@ -167,12 +167,12 @@ def _normals(inputs: FineTuneInputs) -> tuple[list[NormalImage], list[NormalImag
     return accepted, images(table[doubtful], doubtful=True)
 
 
-def _read_memory(parent_dir: Path | None) -> _Memory:
+def _read_memory(parent_dir: Path | None) -> ReplayBuffer:
     if parent_dir is None:
-        return _Memory()
+        return ReplayBuffer()
     path = parent_dir / "replay.json"
     try:
-        return from_json(_Memory, json.loads(path.read_text(encoding="utf-8")), where=str(path))
+        return from_json(ReplayBuffer, json.loads(path.read_text(encoding="utf-8")), where=str(path))
     except (OSError, ValueError) as error:
         raise WeightsError(f"champion's {path} cannot be read ({error})") from error
 
@@ -189,7 +189,7 @@ def _write_candidate(
     folder: Path,
     model: AnomalyModel,
     result: FitResult,
-    memory: _Memory,
+    memory: ReplayBuffer,
     seconds: float,
     num_new: int,
     num_replay: int,

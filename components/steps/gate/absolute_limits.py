@@ -7,7 +7,7 @@ from scipy.special import betaincinv
 from components.config import GateSettings
 from components.core.contracts import Reason, Verdict
 from components.steps.gate.evidence import Evidence
-from components.steps.gate.non_inferiority import measurement_of, named
+from components.steps.gate.non_inferiority import measurement_of, metric_label
 from stlm.constants import GOOD
 from stlm.errors import MetricUndefinedError
 from stlm.metrics import PIXEL_METRICS
@@ -53,14 +53,17 @@ def floors(evidence: Evidence, settings: GateSettings) -> Iterator[Reason]:
         try:
             value = measurement_of(evidence.candidate, metric).value(metric)
         except MetricUndefinedError as error:
-            detail = f"{named(metric, evidence)} of the candidate is undefined: {error}"
+            detail = f"{metric_label(metric, evidence)} of the candidate is undefined: {error}"
             yield Reason(rule=rule, verdict=Verdict.ERROR, detail=detail, limit=floor)
             continue
         above = value >= floor
         yield Reason(
             rule=rule,
             verdict=Verdict.PROMOTE if above else Verdict.REJECT,
-            detail=f"{named(metric, evidence)} is {value:.4f}, {'not ' if above else ''}below the floor {floor:.4f}.",
+            detail=(
+                f"{metric_label(metric, evidence)} is {value:.4f}, "
+                f"{'not ' if above else ''}below the floor {floor:.4f}."
+            ),
             value=value,
             limit=floor,
         )

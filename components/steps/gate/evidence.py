@@ -19,15 +19,15 @@ from stlm.data.layout import read_golden_set
 from stlm.errors import DataError
 from stlm.metrics import ImageMeasurement, PixelMeasurement, PixelStatistics, Units, units_of
 
-__all__ = ["Evidence", "GoldenRecords", "HeldOut", "Leakage", "UnboundError", "read_evidence"]
+__all__ = ["Evidence", "EvidenceMismatchError", "GoldenRecords", "HeldOutEvidence", "Leakage", "read_evidence"]
 
 
-class UnboundError(Exception):
+class EvidenceMismatchError(Exception):
     """The evidence is missing, altered or of another candidate."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HeldOut:
+class HeldOutEvidence:
     """Normals that neither model has learnt from."""
 
     nights: npt.NDArray[np.str_]
@@ -83,7 +83,7 @@ class Evidence:
     pixel_units: Units
     """Of the ``M`` images of the pixel metrics."""
     synthetic: bool
-    held_out: HeldOut
+    held_out: HeldOutEvidence
     golden: GoldenRecords
     leakage: Leakage
     champion_version: int | None = None
@@ -104,7 +104,7 @@ def read_evidence(inputs: GateInputs) -> Evidence:
     """
     evaluation, package = inputs.evaluation, inputs.package
     if evaluation.candidate_key != package.candidate_key:
-        raise UnboundError(
+        raise EvidenceMismatchError(
             f"The evaluation is of candidate {evaluation.candidate_key}, the package of {package.candidate_key}."
         )
     try:
@@ -116,17 +116,17 @@ def read_evidence(inputs: GateInputs) -> Evidence:
             "anchor_version": evaluation.anchor_version,
         }
         if digest_of(report) != evaluation.digest or any(report[name] != value for name, value in stated.items()):
-            raise UnboundError(f"{evaluation.report_path} is not the report that evaluation made.")
+            raise EvidenceMismatchError(f"{evaluation.report_path} is not the report that evaluation made.")
         for name, sha256 in report["files"].items():
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256:
-                raise UnboundError(f"{folder / name} was altered after the evaluation.")
+                raise EvidenceMismatchError(f"{folder / name} was altered after the evaluation.")
         calibration = Calibration.from_json(json.dumps(report["candidate"]["calibration"]))
         packaged = Path(package.package_dir) / CALIBRATION_FILE
         if Calibration.from_json(packaged.read_text(encoding="utf-8")) != calibration:
-            raise UnboundError(f"{packaged} is not the threshold that was evaluated.")
+            raise EvidenceMismatchError(f"{packaged} is not the threshold that was evaluated.")
         return _evidence(inputs, report, folder, calibration)
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
-        raise UnboundError(f"The evidence cannot be read: {error!r}") from error
+        raise EvidenceMismatchError(f"The evidence cannot be read: {error!r}") from error
 
 
 def _evidence(inputs: GateInputs, report: Mapping[str, Any], folder: Path, calibration: Calibration) -> Evidence:
@@ -150,7 +150,7 @@ def _evidence(inputs: GateInputs, report: Mapping[str, Any], folder: Path, calib
         pixel_classes=pixel_classes,
         pixel_units=units_of(pixels["stratum"].tolist(), pixel_classes, pixels["lot"].tolist()),
         synthetic=bool(report["pixels"]["synthetic"]),
-        held_out=HeldOut(
+        held_out=HeldOutEvidence(
             nights=normals["nights"],
             candidate_scores=normals["candidate_scores"],
             champion_scores=None if champion is None else normals["champion_scores"],

@@ -24,7 +24,7 @@ from stlm.metrics import (
     resample_counts,
 )
 
-__all__ = ["Comparer", "Gain", "Other", "against", "measurement_of", "named"]
+__all__ = ["Comparer", "Gain", "Other", "compare_with", "measurement_of", "metric_label"]
 
 Other = Literal["champion", "anchor"]
 _STRATUM_METRIC = "image_auroc"
@@ -47,7 +47,7 @@ def measurement_of(model: MeasuredModel, metric: str) -> Measurement:
     return model.pixels if metric in PIXEL_METRICS else model.images
 
 
-def named(metric: str, evidence: Evidence) -> str:
+def metric_label(metric: str, evidence: Evidence) -> str:
     """The metric, called synthetic where its defects are."""
     return f"{metric} (synthetic defects)" if metric in PIXEL_METRICS and evidence.synthetic else metric
 
@@ -133,7 +133,7 @@ class Comparer:
         return self._samples[key]
 
 
-def against(comparer: Comparer, evidence: Evidence, settings: GateSettings, other: Other) -> Iterator[Reason]:
+def compare_with(comparer: Comparer, evidence: Evidence, settings: GateSettings, other: Other) -> Iterator[Reason]:
     """Every metric that has a margin, and the worst stratum.
 
     Args:
@@ -155,9 +155,11 @@ def against(comparer: Comparer, evidence: Evidence, settings: GateSettings, othe
             measurement_of(evidence.candidate, metric).value(metric)
             if model is not None:
                 gain = comparer.gain(model, metric)
-                yield _judged(gain, rule, f"{named(metric, evidence)}", margin, settings.alpha, superior=superior)
+                yield _judged(
+                    gain, rule, f"{metric_label(metric, evidence)}", margin, settings.alpha, superior=superior
+                )
         except MetricUndefinedError as error:
-            detail = f"{named(metric, evidence)} is undefined: {error}"
+            detail = f"{metric_label(metric, evidence)} is undefined: {error}"
             yield Reason(rule=rule, verdict=Verdict.ERROR, detail=detail, limit=-margin)
     if model is not None and _STRATUM_METRIC in margins:
         yield from _worst_stratum(comparer, evidence, model, other, margins[_STRATUM_METRIC])

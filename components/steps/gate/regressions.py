@@ -10,7 +10,7 @@ import numpy.typing as npt
 from components.config import GateSettings
 from components.core.contracts import Reason, Verdict
 from components.steps.gate.absolute_limits import share_surely_above
-from components.steps.gate.evidence import Evidence, HeldOut
+from components.steps.gate.evidence import Evidence, HeldOutEvidence
 from components.steps.gate.non_inferiority import Comparer
 from stlm.errors import MetricUndefinedError
 from stlm.metrics import ImageMeasurement, paired_bounds, resample_counts
@@ -83,7 +83,7 @@ def _alarms_at_recall(comparer: Comparer, evidence: Evidence, settings: GateSett
     )
 
 
-def _nothing_old(held_out: HeldOut) -> Iterator[Reason]:
+def _nothing_old(held_out: HeldOutEvidence) -> Iterator[Reason]:
     missing = ", ".join(held_out.expected_nights)
     verdict = Verdict.ERROR if missing else Verdict.PROMOTE
     detail = (
@@ -121,7 +121,7 @@ def _forgetting(
 
 
 def _old_shift(
-    held_out: HeldOut,
+    held_out: HeldOutEvidence,
     champion_scores: npt.NDArray[np.float32],
     old: npt.NDArray[np.bool_],
     settings: GateSettings,

@@ -30,11 +30,11 @@ from pathlib import Path
 
 from components.core.atomic_files import write_json
 from components.core.contracts import GateDecision, Reason, Verdict
-from components.core.step_runner import once
-from components.steps.gate.evidence import UnboundError, read_evidence
+from components.core.step_runner import run_once
+from components.steps.gate.evidence import EvidenceMismatchError, read_evidence
 from components.steps.gate.inputs import GateInputs
 from components.steps.gate.package_limits import package_rules
-from components.steps.gate.verdict import gravest, judge
+from components.steps.gate.verdict import judge, worst_verdict
 
 __all__ = [
     "GateInputs",
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 def gate(inputs: GateInputs) -> GateDecision:
     """Judge the candidate by floors, against champion and anchor, and by what would be served."""
-    return once("gate", inputs, GateDecision, _gate)
+    return run_once("gate", inputs, GateDecision, _gate)
 
 
 def _gate(inputs: GateInputs, folder: Path) -> GateDecision:
@@ -54,14 +54,14 @@ def _gate(inputs: GateInputs, folder: Path) -> GateDecision:
     is_best = False
     try:
         evidence = read_evidence(inputs)
-    except UnboundError as error:
+    except EvidenceMismatchError as error:
         reasons = [Reason(rule="binding", verdict=Verdict.ERROR, detail=str(error))]
     else:
         bound = "Evaluation, package and threshold belong to this candidate."
         found, is_best = judge(evidence, inputs.settings, night=inputs.run.partition, candidate_key=candidate_key)
         reasons = [Reason(rule="binding", verdict=Verdict.PROMOTE, detail=bound), *found]
     reasons += package_rules(inputs.package, inputs.export, inputs.settings, has_champion=champion_version is not None)
-    verdict = gravest(reasons)
+    verdict = worst_verdict(reasons)
     decision = GateDecision(
         verdict=verdict,
         reasons=tuple(reasons),

@@ -7,16 +7,16 @@ from components.core.contracts import Reason, Verdict
 from components.steps.gate.absolute_limits import enough_images, false_alarms, floors
 from components.steps.gate.evidence import Evidence
 from components.steps.gate.golden_set import provenance
-from components.steps.gate.non_inferiority import Comparer, against
+from components.steps.gate.non_inferiority import Comparer, compare_with
 from components.steps.gate.regressions import behaviour
 from stlm.errors import MetricUndefinedError
 
-__all__ = ["gravest", "judge"]
+__all__ = ["judge", "worst_verdict"]
 
 _GRAVITY = (Verdict.PROMOTE, Verdict.INCONCLUSIVE, Verdict.REJECT, Verdict.ERROR)
 
 
-def gravest(reasons: Sequence[Reason]) -> Verdict:
+def worst_verdict(reasons: Sequence[Reason]) -> Verdict:
     """The verdict of all of them together."""
     return max((reason.verdict for reason in reasons), key=_GRAVITY.index)
 
@@ -38,16 +38,16 @@ def judge(evidence: Evidence, settings: GateSettings, *, night: str, candidate_k
         *provenance(evidence, settings),
         *enough_images(evidence, settings),
         *floors(evidence, settings),
-        *_standing(evidence),
-        *against(comparer, evidence, settings, "champion"),
-        *against(comparer, evidence, settings, "anchor"),
+        *_baseline_notes(evidence),
+        *compare_with(comparer, evidence, settings, "champion"),
+        *compare_with(comparer, evidence, settings, "anchor"),
         *behaviour(comparer, evidence, settings, night=night, candidate_key=candidate_key),
         false_alarms(evidence, settings),
     ]
     return reasons, _best_so_far(comparer, evidence, settings)
 
 
-def _standing(evidence: Evidence) -> list[Reason]:
+def _baseline_notes(evidence: Evidence) -> list[Reason]:
     """Whom the candidate is compared with, where that is not both."""
     if evidence.champion is None:
         judges = "the floors alone" if evidence.anchor is None else "the floors and the anchor alone"

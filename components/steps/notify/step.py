@@ -9,7 +9,7 @@ from components.core.run_records import read_night
 from components.notifications.current_champion import serving_version
 from components.notifications.delivery import deliver
 from components.notifications.messages import Level, night_message
-from components.notifications.outcomes import bad_nights, ending_of, is_bad
+from components.notifications.outcomes import failure_streak, is_failure, run_outcome
 
 __all__ = ["NotifyInputs", "NotifyRef", "notify"]
 
@@ -51,8 +51,8 @@ def notify(inputs: NotifyInputs) -> NotifyRef:
     """
     run = inputs.run
     records = read_night(run)
-    ending = ending_of(records, inputs.failures)
-    row = bad_nights(run, ending.outcome, inputs.alerts)
+    ending = run_outcome(records, inputs.failures)
+    row = failure_streak(run, ending.outcome, inputs.alerts)
     level = _level(ending.outcome, len(row), inputs.alerts)
     if level == "info" and inputs.settings.only_trouble:
         return NotifyRef(message_id="", level=level, outcome=ending.outcome, undelivered={})
@@ -78,5 +78,5 @@ def _level(outcome: str, in_a_row: int, alerts: AlertSettings) -> Level:
     if in_a_row >= alerts.escalate_after:
         return "escalation"
     # One night without images is no trouble; a row of them may be.
-    bad = is_bad(outcome, alerts) and outcome != "NOTHING NEW"
+    bad = is_failure(outcome, alerts) and outcome != "NOTHING NEW"
     return "trouble" if bad or outcome == "ERROR" else "info"

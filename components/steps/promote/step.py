@@ -28,8 +28,8 @@ from components.core.contracts import (
     Verdict,
 )
 from components.core.errors import InputError
-from components.promotion.alias_transaction import Desk, open_desk
-from components.promotion.registration import Judged, check_binding, note_verdict, register
+from components.promotion.alias_transaction import AliasManager, open_alias_manager
+from components.promotion.registration import PromotionEvidence, check_binding, register, update_verdict
 from components.promotion.takeover import challenge, outcome_of, promote_version
 from stlm.calibration import Calibration
 
@@ -80,7 +80,7 @@ def promote(inputs: PromoteInputs, *, clock: Clock = utc_now, fence: Fence | Non
             does not load in a clean process.
         TransientError: MLflow or the ledger cannot be reached, or another promotion holds the lease for long.
     """
-    judged = Judged(
+    judged = PromotionEvidence(
         run=inputs.run,
         package=inputs.package,
         decision=inputs.decision,
@@ -109,7 +109,7 @@ def promote(inputs: PromoteInputs, *, clock: Clock = utc_now, fence: Fence | Non
 
 def _promote(
     inputs: PromoteInputs,
-    judged: Judged,
+    judged: PromotionEvidence,
     run_id: str,
     calibration: Calibration,
     *,
@@ -117,25 +117,25 @@ def _promote(
     fence: Fence | None,
 ) -> PromotionRef:
     run, decision, settings = inputs.run, inputs.decision, inputs.settings
-    desk = open_desk(run.key, work_dir=run.work_dir, mlflow=inputs.mlflow, settings=settings, clock=clock)
+    manager = open_alias_manager(run.key, work_dir=run.work_dir, mlflow=inputs.mlflow, settings=settings, clock=clock)
     if run.backfill:
-        return _replayed(desk, judged, run_id, calibration, fence)
+        return _replayed(manager, judged, run_id, calibration, fence)
     if decision.verdict is not Verdict.PROMOTE:
         against = "; ".join(reason.detail for reason in decision.reasons if reason.verdict is not Verdict.PROMOTE)
-        return outcome_of(desk, "REFUSED", version=None, detail=f"verdict {decision.verdict.value}: {against}")
+        return outcome_of(manager, "REFUSED", version=None, detail=f"verdict {decision.verdict.value}: {against}")
     refusal = _answer(inputs) if inputs.approvers else ""
-    version, record = register(desk, judged, calibration, run_id=run_id, fence=fence)
+    version, record = register(manager, judged, calibration, run_id=run_id, fence=fence)
     if refusal:
         detail = f"version {version} is registered; {refusal}"
-        return outcome_of(desk, "REFUSED", version=version, detail=detail)
+        return outcome_of(manager, "REFUSED", version=version, detail=detail)
     approver, approval = _APPROVER, inputs.approval if inputs.approvers else None
     if approval is not None:
         approver, record["approval"] = approval.by, approval.to_json()
     record["approver"] = approver
     if inputs.shadow_nights and decision.champion_version is not None:
-        return challenge(desk, version, judged_against=decision.champion_version, by=approver, record=record)
+        return challenge(manager, version, judged_against=decision.champion_version, by=approver, record=record)
     return promote_version(
-        desk,
+        manager,
         version,
         judged_against=decision.champion_version,
         becomes_anchor=decision.becomes_anchor,
@@ -145,19 +145,21 @@ def _promote(
     )
 
 
-def _replayed(desk: Desk, judged: Judged, run_id: str, calibration: Calibration, fence: Fence | None) -> PromotionRef:
+def _replayed(
+    manager: AliasManager, judged: PromotionEvidence, run_id: str, calibration: Calibration, fence: Fence | None
+) -> PromotionRef:
     """Register a replayed night's candidate, for the next night to build on and for a person to promote."""
     run = judged.run
-    version, record = register(desk, judged, calibration, run_id=run_id, fence=fence)
-    note_verdict(desk, judged, calibration, version, record)
+    version, record = register(manager, judged, calibration, run_id=run_id, fence=fence)
+    update_verdict(manager, judged, calibration, version, record)
     alias = f"{BACKFILL_ALIAS}{run.backfill}"
-    posted = desk.board.read()
+    posted = manager.aliases.read()
     head = None if posted is None else posted.aliases.get(alias)
-    head_tags = {} if head is None else desk.board.version_tags(head) or {}
+    head_tags = {} if head is None else manager.aliases.version_tags(head) or {}
     if head_tags.get("stlm.partition", "") <= run.partition:  # a night that was done before is not the last one
-        desk.board.point(alias, version)
+        manager.aliases.set_alias(alias, version)
     detail = f"version {version} is night {run.partition} of backfill {run.backfill}"
-    return outcome_of(desk, "REPLAYED", version=version, detail=f"{detail}, verdict {judged.decision.verdict.value}")
+    return outcome_of(manager, "REPLAYED", version=version, detail=f"{detail}, verdict {judged.decision.verdict.value}")
 
 
 def _answer(inputs: PromoteInputs) -> str:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from components.core.npz import read_arrays
 from components.rendering.charts import Chart, Charts, histogram_svg
-from components.rendering.facts import Fact, number
+from components.rendering.facts import LabelledValue, number
 from components.rendering.pictures import (
-    Album,
     Picture,
+    ThumbnailEncoder,
     colour_scale_uri,
     open_picture,
     overlay,
@@ -47,7 +47,7 @@ class HeatMap:
 
     name: str
     panels: list[Panel]
-    facts: list[Fact]
+    facts: list[LabelledValue]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,7 +197,7 @@ def _ranks(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class _Painter:
-    def __init__(self, golden: GoldenScores, album: Album) -> None:
+    def __init__(self, golden: GoldenScores, album: ThumbnailEncoder) -> None:
         self._golden, self._album = golden, album
         self._scales = {model: _scale(golden, model) for model in golden.maps}
 
@@ -227,11 +227,11 @@ class _Painter:
         return panels
 
 
-def _facts(golden: GoldenScores, index: int) -> list[Fact]:
-    facts = [Fact(label="truth", value=golden.truth(index))]
-    facts.append(Fact(label="score", value=number(golden.scores["candidate"][index], 4)))
+def _facts(golden: GoldenScores, index: int) -> list[LabelledValue]:
+    facts = [LabelledValue(label="truth", value=golden.truth(index))]
+    facts.append(LabelledValue(label="score", value=number(golden.scores["candidate"][index], 4)))
     says = golden.says("candidate", index)
-    return [*facts, Fact(label="called", value=says)] if says else facts
+    return [*facts, LabelledValue(label="called", value=says)] if says else facts
 
 
 def _wrong(golden: GoldenScores, model: str, *, defective: bool) -> str:
@@ -245,7 +245,7 @@ def _wrong(golden: GoldenScores, model: str, *, defective: bool) -> str:
     return f"{above} of {total} good images rise above the threshold. Highest scores first."
 
 
-def gather_heat_maps(golden: GoldenScores, album: Album, max_pictures: int) -> HeatMaps:
+def gather_heat_maps(golden: GoldenScores, album: ThumbnailEncoder, max_pictures: int) -> HeatMaps:
     """The three galleries, each of at most ``max_pictures`` images.
 
     Args:
@@ -308,9 +308,9 @@ def _disagreements(golden: GoldenScores, painter: _Painter, max_pictures: int) -
             name=golden.name(i),
             panels=painter.paint(i, models),
             facts=[
-                Fact(label="truth", value=golden.truth(i)),
+                LabelledValue(label="truth", value=golden.truth(i)),
                 *(
-                    Fact(
+                    LabelledValue(
                         label=model,
                         value=golden.says(model, i) or number(golden.scores[model][i], 4),
                         note=f"score {number(golden.scores[model][i], 4)}, rank {ranks[model][i]:.0%}",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from components.rendering.facts import DASH, MINUS, Fact, number
+from components.rendering.facts import DASH, MINUS, LabelledValue, number
 from components.steps.report.inputs import ReportInputs, why_missing
 from stlm.constants import IMAGE_METRICS, LOWER_IS_BETTER, PIXEL_METRICS
 
@@ -27,12 +27,12 @@ _MAX_STRATA = 40
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One figure of both models; each ``Fact`` is a value with its interval as the note."""
+    """One figure of both models; each ``LabelledValue`` is a value with its interval as the note."""
 
     label: str
-    champion: Fact
-    candidate: Fact
-    difference: Fact
+    champion: LabelledValue
+    candidate: LabelledValue
+    difference: LabelledValue
     reading: str = ""
     tone: Literal["good", "bad", "calm"] = "calm"
     synthetic: bool = False
@@ -44,8 +44,8 @@ class Stratum:
 
     stratum: str
     label: str
-    champion: Fact
-    candidate: Fact
+    champion: LabelledValue
+    candidate: LabelledValue
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +117,7 @@ def compare(inputs: ReportInputs, report: Mapping[str, Any] | None, problem: str
         )
     )
     if inputs.candidate is not None:
-        learnt = Fact(
+        learnt = LabelledValue(
             label="",
             value=str(inputs.candidate.num_new_images),
             note=f"and {inputs.candidate.num_replay_images} replayed",
@@ -140,7 +140,7 @@ def compare(inputs: ReportInputs, report: Mapping[str, Any] | None, problem: str
     )
 
 
-_BLANK = Fact(label="", value="")
+_BLANK = LabelledValue(label="", value="")
 
 
 def _get(value: Any, *names: str) -> Any:
@@ -159,15 +159,15 @@ def _signed(value: float) -> str:
     return f"{'+' if value >= 0 else MINUS}{abs(value):.3f}"
 
 
-def _estimate(estimate: Any, *, signed: bool = False) -> Fact:
+def _estimate(estimate: Any, *, signed: bool = False) -> LabelledValue:
     value, interval = _get(estimate, "value"), _get(estimate, "interval")
     if not _finite(value):
-        return Fact(label="", value=DASH, note=str(_get(estimate, "reason") or ""))
+        return LabelledValue(label="", value=DASH, note=str(_get(estimate, "reason") or ""))
     show = _signed if signed else number
     note = ""
     if isinstance(interval, list) and len(interval) == 2 and all(map(_finite, interval)):
         note = f"{show(interval[0])} to {show(interval[1])}"
-    return Fact(label="", value=show(value), note=note)
+    return LabelledValue(label="", value=show(value), note=note)
 
 
 def _reading(metric: str, estimate: Any) -> tuple[str, Literal["good", "bad", "calm"]]:
@@ -202,7 +202,7 @@ def _metric_row(report: Mapping[str, Any], metric: str, *, synthetic: bool) -> R
     )
 
 
-def _threshold(report: Mapping[str, Any], model: str) -> Fact:
+def _threshold(report: Mapping[str, Any], model: str) -> LabelledValue:
     calibration = _get(report, model, "calibration")
     if calibration is None:
         return _BLANK
@@ -214,7 +214,7 @@ def _threshold(report: Mapping[str, Any], model: str) -> Fact:
     )
     normals = _get(calibration, "num_normals")
     note = f"{estimate.note}; {normals} normals" if normals is not None else estimate.note
-    return Fact(label="", value=estimate.value, note=note)
+    return LabelledValue(label="", value=estimate.value, note=note)
 
 
 def _caption(report: Mapping[str, Any], *, has_champion: bool) -> str:

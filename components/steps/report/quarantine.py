@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from components.rendering.facts import Fact
-from components.rendering.pictures import Album, Picture
+from components.rendering.facts import LabelledValue
+from components.rendering.pictures import Picture, ThumbnailEncoder
 from components.steps.report.inputs import ReportInputs, failure_of, why_missing
 
 __all__ = [
@@ -69,7 +69,7 @@ class Quarantined:
 class Quarantine:
     """The section of the page."""
 
-    reasons: list[Fact] = field(default_factory=list)
+    reasons: list[LabelledValue] = field(default_factory=list)
     pictures: list[Quarantined] = field(default_factory=list)
     more: str = ""
     note: str = ""
@@ -157,7 +157,7 @@ def _lot(lot: dict[str, Any], table: pd.DataFrame | None) -> Lot:
 
 
 def gather_quarantine(
-    inputs: ReportInputs, table: pd.DataFrame | None, table_path: Path | None, album: Album
+    inputs: ReportInputs, table: pd.DataFrame | None, table_path: Path | None, album: ThumbnailEncoder
 ) -> Quarantine:
     """Reasons with their counts, and thumbnails that cover every reason before any is shown twice.
 
@@ -191,7 +191,7 @@ def gather_quarantine(
     ]
     hidden = len(left_out) - len(pictures)
     return Quarantine(
-        reasons=[Fact(label=reason, value=str(count)) for reason, count in by_count],
+        reasons=[LabelledValue(label=reason, value=str(count)) for reason, count in by_count],
         pictures=pictures,
         more=f"{hidden} more are in the table {table_path.name}." if hidden else "",
     )

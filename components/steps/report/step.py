@@ -24,11 +24,11 @@ from components.adapters.mlflow.tracking import (
 from components.core.atomic_files import write_file
 from components.core.contracts import Reason, ReportRef, Verdict, from_json
 from components.core.errors import InputError, TransientError
-from components.core.step_runner import once
+from components.core.step_runner import run_once
 from components.rendering.charts import Chart, Charts, curves_svg
-from components.rendering.facts import Fact, compact
+from components.rendering.facts import LabelledValue, compact
 from components.rendering.page import render
-from components.rendering.pictures import Album
+from components.rendering.pictures import ThumbnailEncoder
 from components.steps.report.forgetting import EarlierNights, gather_nights
 from components.steps.report.heat_maps import (
     HeatMaps,
@@ -85,7 +85,7 @@ def report(inputs: ReportInputs) -> ReportRef:
     Raises:
         TransientError: MLflow cannot be reached; the page is already in the step's folder.
     """
-    return once("report", inputs, ReportRef, _report)
+    return run_once("report", inputs, ReportRef, _report)
 
 
 def _report(inputs: ReportInputs, folder: Path) -> ReportRef:
@@ -119,9 +119,9 @@ def _report(inputs: ReportInputs, folder: Path) -> ReportRef:
 
 
 def _context(
-    inputs: ReportInputs, folder: Path, head: Headline, champion: Fact, nights: EarlierNights
+    inputs: ReportInputs, folder: Path, head: Headline, champion: LabelledValue, nights: EarlierNights
 ) -> dict[str, Any]:
-    album = Album()
+    album = ThumbnailEncoder()
     table_path, table = read_table(inputs)
     metrics, problem = _evaluation_report(inputs)
     decision = inputs.decision
@@ -146,12 +146,12 @@ def _context(
     }
 
 
-def _standing_champion(inputs: ReportInputs) -> Fact:
+def _standing_champion(inputs: ReportInputs) -> LabelledValue:
     """What the registry says, for a night that ended before it looked itself."""
     try:
         champion = open_registry(inputs.mlflow, inputs.run).champion(inputs.run.key)
     except (InputError, TransientError) as error:
-        return Fact(label="Champion now", value="unknown", note=str(error))
+        return LabelledValue(label="Champion now", value="unknown", note=str(error))
     return version_fact(None if champion is None else champion.version)
 
 
@@ -166,7 +166,9 @@ def _evaluation_report(inputs: ReportInputs) -> tuple[dict[str, Any] | None, str
     return (metrics, "") if isinstance(metrics, dict) else (None, "report.json is no JSON object")
 
 
-def _pictures(inputs: ReportInputs, metrics: Mapping[str, Any] | None, album: Album) -> tuple[Charts, HeatMaps]:
+def _pictures(
+    inputs: ReportInputs, metrics: Mapping[str, Any] | None, album: ThumbnailEncoder
+) -> tuple[Charts, HeatMaps]:
     if inputs.evaluation is None:
         why = why_missing(inputs, "evaluate")
         return Charts(note=why), HeatMaps(note=why)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from components.core.contracts import GateDecision, Verdict
-from components.rendering.facts import Fact, number
+from components.rendering.facts import LabelledValue, number
 from components.steps.report.inputs import ReportInputs, failure_of, nothing_new
 
 __all__ = [
@@ -64,7 +64,7 @@ def _promoted(inputs: ReportInputs) -> Headline:
     )
 
 
-def headline(inputs: ReportInputs, champion: Fact) -> Headline:
+def headline(inputs: ReportInputs, champion: LabelledValue) -> Headline:
     """Verdict and one-sentence reason; a failure outranks everything that came before it.
 
     Args:
@@ -130,7 +130,7 @@ def judged_against(inputs: ReportInputs, decision: GateDecision) -> str:
     return text
 
 
-def champion_now(inputs: ReportInputs) -> Fact | None:
+def champion_now(inputs: ReportInputs) -> LabelledValue | None:
     """Who serves after this night, as far as its steps know; ``None`` where none of them looked."""
     promotion, validation = inputs.promotion, inputs.validation
     if promotion is not None:
@@ -143,23 +143,23 @@ def champion_now(inputs: ReportInputs) -> Fact | None:
     return None
 
 
-def version_fact(version: int | None, note: str = "unchanged") -> Fact:
+def version_fact(version: int | None, note: str = "unchanged") -> LabelledValue:
     """The tile that names the champion."""
     if version is None:
-        return Fact(label="Champion now", value=NO_CHAMPION, note="no version has been promoted yet")
-    return Fact(label="Champion now", value=f"v{version}", note=note)
+        return LabelledValue(label="Champion now", value=NO_CHAMPION, note="no version has been promoted yet")
+    return LabelledValue(label="Champion now", value=f"v{version}", note=note)
 
 
-def _challenger(inputs: ReportInputs) -> list[Fact]:
+def _challenger(inputs: ReportInputs) -> list[LabelledValue]:
     """The tile of the version that stands beside the champion, where there is one."""
     shadow = inputs.shadow
     if shadow is None or shadow.challenger is None:
         return []
     note = shadow.detail or f"scored on {shadow.num_nights} nights so far"
-    return [Fact(label=f"Challenger: {shadow.outcome.lower()}", value=f"v{shadow.challenger}", note=note)]
+    return [LabelledValue(label=f"Challenger: {shadow.outcome.lower()}", value=f"v{shadow.challenger}", note=note)]
 
 
-def figures(inputs: ReportInputs, champion: Fact) -> list[Fact]:
+def figures(inputs: ReportInputs, champion: LabelledValue) -> list[LabelledValue]:
     """The handful of figures at the top.
 
     Args:
@@ -181,18 +181,18 @@ def figures(inputs: ReportInputs, champion: Fact) -> list[Fact]:
     if collect is not None:
         lots = int(batch.get("num_lots", 0))
         note = f"{lots} lot{'' if lots == 1 else 's'}" + (f", {waiting} waiting" if waiting else "")
-        facts.append(Fact(label="Images taken", value=str(batch.get("num_images", 0)), note=note))
+        facts.append(LabelledValue(label="Images taken", value=str(batch.get("num_images", 0)), note=note))
     if validation is not None:
         note = f"{validation.num_quarantined} quarantined, {validation.num_rejected} in rejected lots"
-        facts.append(Fact(label="Images accepted", value=str(validation.num_accepted), note=note))
+        facts.append(LabelledValue(label="Images accepted", value=str(validation.num_accepted), note=note))
     if candidate is not None:
         note = f"{candidate.num_steps} steps, {candidate.num_replay_images} images replayed"
-        facts.append(Fact(label="Training", value=seconds(candidate.training_seconds), note=note))
+        facts.append(LabelledValue(label="Training", value=seconds(candidate.training_seconds), note=note))
     if evaluation is not None:
         before = evaluation.champion_metrics.get("image_auroc")
         note = "no champion to compare with" if before is None else f"champion {number(before)}"
         facts.append(
-            Fact(
+            LabelledValue(
                 label="Image AUROC",
                 value=number(evaluation.metrics.get("image_auroc")),
                 note=note,
@@ -201,7 +201,7 @@ def figures(inputs: ReportInputs, champion: Fact) -> list[Fact]:
     return facts
 
 
-def lineage(inputs: ReportInputs, extra: dict[str, Any]) -> list[Fact]:
+def lineage(inputs: ReportInputs, extra: dict[str, Any]) -> list[LabelledValue]:
     """What the candidate was made from, enough to make it again.
 
     Args:
@@ -239,17 +239,17 @@ def lineage(inputs: ReportInputs, extra: dict[str, Any]) -> list[Fact]:
         rows.append(("Package digest", inputs.package.digest))
     known = {value for _, value in rows}
     rows += [(name, str(value)) for name, value in sorted(extra.items()) if str(value) not in known]
-    return [Fact(label=label, value=value) for label, value in rows]
+    return [LabelledValue(label=label, value=value) for label, value in rows]
 
 
-def failures(inputs: ReportInputs) -> list[Fact]:
+def failures(inputs: ReportInputs) -> list[LabelledValue]:
     """Failed steps and their messages."""
     facts = []
     for failure in inputs.failures:
         step, _, message = failure.partition(":")
         known = failure_of(inputs, step.strip()) is not None and message
         facts.append(
-            Fact(
+            LabelledValue(
                 label=step.strip() if known else "night",
                 value=message.strip() if known else failure,
             )

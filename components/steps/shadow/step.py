@@ -26,8 +26,8 @@ from components.adapters.ledger import Entry
 from components.config import MlflowSettings, PromoteSettings
 from components.core.contracts import DatasetRef, RunRef, ShadowRef, ValidationRef
 from components.core.errors import InputError
-from components.promotion.alias_transaction import Desk, open_desk
-from components.promotion.champion_state import Standing, spoken, standing_of
+from components.promotion.alias_transaction import AliasManager, open_alias_manager
+from components.promotion.champion_state import ChampionState, replay_ledger, version_label
 from components.promotion.registration import check_version
 from components.promotion.takeover import promote_version
 from stlm.data.layout import read_golden_set
@@ -86,30 +86,30 @@ def shadow(inputs: ShadowInputs, *, clock: Clock = utc_now) -> ShadowRef:
         TransientError: MLflow, the ledger or the images cannot be reached.
     """
     run, settings = inputs.run, inputs.settings
-    desk = open_desk(run.key, work_dir=run.work_dir, mlflow=inputs.mlflow, settings=settings, clock=clock)
-    entries = desk.look()[0].entries
-    standing = standing_of(entries)
-    if standing.challenger is None:
-        return _ended(entries, standing, run.partition)
-    result = _night(inputs, desk, standing, standing.challenger)
+    manager = open_alias_manager(run.key, work_dir=run.work_dir, mlflow=inputs.mlflow, settings=settings, clock=clock)
+    entries = manager.snapshot()[0].entries
+    state = replay_ledger(entries)
+    if state.challenger is None:
+        return _ended(entries, state, run.partition)
+    result = _night(inputs, manager, state, state.challenger)
     logger.info("step=shadow outcome=%s challenger=%s %s", result.outcome, result.challenger, result.detail)
     return result
 
 
-def _ended(entries: Sequence[Entry], standing: Standing, partition: str) -> ShadowRef:
+def _ended(entries: Sequence[Entry], state: ChampionState, partition: str) -> ShadowRef:
     """What became of the challenger that this night was the last one of, if it was: the night may be run again."""
-    nothing = ShadowRef(outcome="NO_CHALLENGER", challenger=None, champion=standing.champion)
+    nothing = ShadowRef(outcome="NO_CHALLENGER", challenger=None, champion=state.champion)
     scored = [entry for entry in entries if entry.kind == "shadow" and entry.body["partition"] == partition]
     if not scored:
         return nothing
     version = int(scored[-1].body["version"])
-    commit, dropped = standing.commits.get(version), standing.dropped.get(version)
+    commit, dropped = state.commits.get(version), state.dropped.get(version)
     if commit is not None and commit.body["record"].get("shadow", {}).get("nights", [])[-1:] == [partition]:
         figures = dict(commit.body["record"]["shadow"])
         return ShadowRef(
             outcome="PROMOTED",
             challenger=version,
-            champion=standing.champion,
+            champion=state.champion,
             num_nights=len(figures.pop("nights")),
             detail=str(commit.body["reason"]),
             **figures,
@@ -120,26 +120,28 @@ def _ended(entries: Sequence[Entry], standing: Standing, partition: str) -> Shad
     return nothing
 
 
-def _night(inputs: ShadowInputs, desk: Desk, standing: Standing, version: int) -> ShadowRef:
-    assert standing.challenge is not None
-    judged_against = standing.challenge.body["judged_against"]
-    if standing.champion != judged_against:
-        against = f"it was judged against {spoken(judged_against)}, the champion is {spoken(standing.champion)}"
-        return _drop(desk, standing, version, against)
-    began = str(standing.challenge.body["record"]["partition"])
-    known = {entry.body["partition"] for entry in standing.shadows}
+def _night(inputs: ShadowInputs, manager: AliasManager, state: ChampionState, version: int) -> ShadowRef:
+    assert state.challenge is not None
+    judged_against = state.challenge.body["judged_against"]
+    if state.champion != judged_against:
+        against = (
+            f"it was judged against {version_label(judged_against)}, the champion is {version_label(state.champion)}"
+        )
+        return _drop(manager, state, version, against)
+    began = str(state.challenge.body["record"]["partition"])
+    known = {entry.body["partition"] for entry in state.shadows}
     # The night that made it challenger taught it; a night that is run again was counted.
     if inputs.run.partition > began and inputs.run.partition not in known:
-        figures = _score(inputs, desk, version, judged_against)
-        standing = _note(desk, standing, version, inputs.run.partition, figures)
-    if standing.challenger != version or len(standing.shadows) < inputs.nights:
-        return _ref("SCORED", standing, version)
-    return _decide(inputs, desk, standing, version)
+        figures = _score(inputs, manager, version, judged_against)
+        state = _note(manager, state, version, inputs.run.partition, figures)
+    if state.challenger != version or len(state.shadows) < inputs.nights:
+        return _ref("SCORED", state, version)
+    return _decide(inputs, manager, state, version)
 
 
-def _decide(inputs: ShadowInputs, desk: Desk, standing: Standing, version: int) -> ShadowRef:
-    assert standing.challenge is not None
-    found = _ref("SCORED", standing, version)
+def _decide(inputs: ShadowInputs, manager: AliasManager, state: ChampionState, version: int) -> ShadowRef:
+    assert state.challenge is not None
+    found = _ref("SCORED", state, version)
     assert found.agreement is not None
     assert found.alarm_rate is not None
     wrong = []
@@ -150,18 +152,18 @@ def _decide(inputs: ShadowInputs, desk: Desk, standing: Standing, version: int) 
     if found.alarm_rate > inputs.max_alarm_rate:
         wrong.append(f"it alarmed on {found.alarm_rate:.1%} of the normals, above {inputs.max_alarm_rate:.1%}")
     if wrong:
-        return _drop(desk, standing, version, "; ".join(wrong))
-    check_version(desk, version, scores_needed=True)
-    body = standing.challenge.body
+        return _drop(manager, state, version, "; ".join(wrong))
+    check_version(manager, version, scores_needed=True)
+    body = state.challenge.body
     record: dict[str, Any] = dict(body["record"])
     record["shadow"] = {
-        "nights": [entry.body["partition"] for entry in standing.shadows],
+        "nights": [entry.body["partition"] for entry in state.shadows],
         "agreement": found.agreement,
         "alarm_rate": found.alarm_rate,
         "champion_alarm_rate": found.champion_alarm_rate,
     }
     outcome = promote_version(
-        desk,
+        manager,
         version,
         judged_against=body["judged_against"],
         becomes_anchor=bool(record["verdict"]["becomes_anchor"]),
@@ -170,22 +172,24 @@ def _decide(inputs: ShadowInputs, desk: Desk, standing: Standing, version: int) 
         record=record,
     )
     if outcome.outcome == "FROZEN":
-        return _ref("HELD", standing, version, detail=outcome.detail)
+        return _ref("HELD", state, version, detail=outcome.detail)
     if outcome.outcome == "STALE_DECISION":
-        return _drop(desk, standing, version, outcome.detail)
-    return _ref("PROMOTED", standing, version, champion=outcome.champion_version)
+        return _drop(manager, state, version, outcome.detail)
+    return _ref("PROMOTED", state, version, champion=outcome.champion_version)
 
 
-def _ref(outcome: Any, standing: Standing, version: int, *, champion: int | None = None, detail: str = "") -> ShadowRef:
+def _ref(
+    outcome: Any, state: ChampionState, version: int, *, champion: int | None = None, detail: str = ""
+) -> ShadowRef:
     """The challenger's figures over its nights; the golden set counts once, as it is the same every night."""
-    sums = {name: sum(int(entry.body[name]) for entry in standing.shadows) for name in _Figures.__dataclass_fields__}
-    num_nights, normals = len(standing.shadows), sums["num_normals"]
+    sums = {name: sum(int(entry.body[name]) for entry in state.shadows) for name in _Figures.__dataclass_fields__}
+    num_nights, normals = len(state.shadows), sums["num_normals"]
     num_images = normals + (sums["num_golden"] // num_nights if num_nights else 0)
     agreed = sums["num_agreed"] + (sums["num_golden_agreed"] // num_nights if num_nights else 0)
     found = ShadowRef(
         outcome=outcome,
         challenger=version,
-        champion=standing.champion if champion is None else champion,
+        champion=state.champion if champion is None else champion,
         num_nights=num_nights,
         agreement=agreed / num_images if num_images else None,
         alarm_rate=sums["num_alarms"] / normals if normals else None,
@@ -201,33 +205,35 @@ def _ref(outcome: Any, standing: Standing, version: int, *, champion: int | None
     return replace(found, detail=said)
 
 
-def _note(desk: Desk, seen: Standing, version: int, partition: str, figures: _Figures) -> Standing:
+def _note(manager: AliasManager, seen: ChampionState, version: int, partition: str, figures: _Figures) -> ChampionState:
     """Write the night down, unless somebody did or the challenger changed meanwhile."""
-    with desk.held(f"shadow {partition}") as held:
-        now = held.standing
+    with manager.transaction(f"shadow {partition}") as transaction:
+        now = transaction.state
         same = (now.challenger, now.champion) == (version, seen.champion)
         if same and partition not in {entry.body["partition"] for entry in now.shadows}:
             counts = {name: getattr(figures, name) for name in _Figures.__dataclass_fields__}
-            held.note(
+            transaction.note(
                 "shadow",
                 by=_WHO,
                 reason=f"night {partition}: {figures.num_alarms} alarms on {figures.num_normals} normals",
                 facts={"version": version, "partition": partition, **counts},
             )
-        return held.standing
+        return transaction.state
 
 
-def _drop(desk: Desk, seen: Standing, version: int, reason: str) -> ShadowRef:
-    with desk.held(f"drop version {version}") as held:
-        if held.standing.challenger == version:
-            held.note("drop", by=_WHO, reason=reason, facts={"version": version})
+def _drop(manager: AliasManager, seen: ChampionState, version: int, reason: str) -> ShadowRef:
+    with manager.transaction(f"drop version {version}") as transaction:
+        if transaction.state.challenger == version:
+            transaction.note("drop", by=_WHO, reason=reason, facts={"version": version})
     return _ref("DROPPED", seen, version, detail=f"version {version} is challenger no more: {reason}")
 
 
-def _score(inputs: ShadowInputs, desk: Desk, version: int, champion: int) -> _Figures:
+def _score(inputs: ShadowInputs, manager: AliasManager, version: int, champion: int) -> _Figures:
     """Both models' exported files on the night's accepted normals and on the golden set."""
     try:
-        models = [OnnxPredictor(desk.registry.version(desk.key, number).package_dir) for number in (version, champion)]
+        models = [
+            OnnxPredictor(manager.registry.version(manager.key, number).package_dir) for number in (version, champion)
+        ]
         ours, theirs = (_labels(model, _normals(inputs)) for model in models)
         golden = [item.path for item in read_golden_set(Path(inputs.golden)).items]
         our_golden, their_golden = (_labels(model, golden) for model in models)

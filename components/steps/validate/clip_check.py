@@ -13,12 +13,12 @@ from stlm.data.image_files import read_image
 from stlm.errors import StlmError
 from stlm.screening import MIN_IMAGES, outlier_limit
 
-__all__ = ["second_opinion"]
+__all__ = ["clip_check"]
 
 _CHUNK = 8
 
 
-def second_opinion(images: pd.DataFrame, folder: Path, run: RunRef, settings: ZeroShotSettings) -> pd.DataFrame:
+def clip_check(images: pd.DataFrame, folder: Path, run: RunRef, settings: ZeroShotSettings) -> pd.DataFrame:
     """Score images that have passed everything else by text prompts.
 
     Args:

@@ -7,12 +7,14 @@ import pandas as pd
 
 from stlm.data.facts import hash_words, nearest_hashes
 
-__all__ = ["find_doubles"]
+__all__ = ["find_duplicates"]
 
 _PLACES = ("night", "history", "golden")
 
 
-def find_doubles(images: pd.DataFrame, history: pd.DataFrame, golden: pd.DataFrame, *, max_bits: int) -> pd.DataFrame:
+def find_duplicates(
+    images: pd.DataFrame, history: pd.DataFrame, golden: pd.DataFrame, *, max_bits: int
+) -> pd.DataFrame:
     """Say of whom each image is a double; the first of two in the night stays.
 
     Args:

@@ -40,22 +40,22 @@ from components.core.contracts import (
     digest_of,
 )
 from components.core.errors import InputError
-from components.core.step_runner import once
+from components.core.step_runner import run_once
 from components.image_index import golden_index, history_index, write_index, write_table
-from components.steps.validate.clip_check import second_opinion
-from components.steps.validate.duplicates import find_doubles
+from components.steps.validate.clip_check import clip_check
+from components.steps.validate.duplicates import find_duplicates
 from components.steps.validate.offline_docs import make_offline
 from components.steps.validate.quarantine import write_quarantine
 from components.steps.validate.screening import screen
 from components.steps.validate.suites import (
-    Finding,
-    Inspection,
+    ValidationRun,
+    Violation,
+    clip_check_suite,
     content_suite,
     counts_suite,
     identity_suite,
     lots_suite,
     screening_suite,
-    second_opinion_suite,
 )
 from stlm.data.facts import ImageFacts, read_facts
 
@@ -96,7 +96,7 @@ def validate(inputs: ValidateInputs) -> ValidationRef:
         InputError: No image is left, or the golden set is unreadable; all findings are listed.
         TransientError: The DVC remote or MLflow cannot be reached.
     """
-    return once("validate", inputs, ValidationRef, _validate)
+    return run_once("validate", inputs, ValidationRef, _validate)
 
 
 def _validate(inputs: ValidateInputs, folder: Path) -> ValidationRef:
@@ -105,24 +105,26 @@ def _validate(inputs: ValidateInputs, folder: Path) -> ValidationRef:
     fetched = folder / "fetched"
     repository = DataRepository(Path(inputs.dataset.repo), inputs.dvc_remote, inputs.s3_endpoint_url)
     repository.fetch(inputs.dataset.revision, [inputs.dataset.path], fetched)
-    night = _Night.read(fetched / inputs.dataset.path, inputs)
+    night = NightTables.read(fetched / inputs.dataset.path, inputs)
     docs = folder / "data_docs"
     shutil.rmtree(docs, ignore_errors=True)
-    inspection = Inspection(docs, run.partition)
+    inspection = ValidationRun(docs, run.partition)
 
-    night.judge_lots(inspection.check("lots", night.lots, lots_suite(run.key.slug, settings)))
-    night.judge_images(inspection.check("content", night.images, content_suite(night.sizes(settings), settings)))
+    night.add_lot_violations(inspection.check("lots", night.lots, lots_suite(run.key.slug, settings)))
+    night.add_image_violations(
+        inspection.check("content", night.images, content_suite(night.sizes(settings), settings))
+    )
     history = history_index(run)
     golden = golden_index(run, inputs.golden, max_pixels=settings.max_pixels)
-    doubles = find_doubles(night.eligible(), history, golden, max_bits=settings.near_duplicate_bits)
+    doubles = find_duplicates(night.eligible(), history, golden, max_bits=settings.near_duplicate_bits)
     night.images = night.images.join(doubles)
-    night.judge_images(inspection.check("identity", night.images, identity_suite()))
+    night.add_image_violations(inspection.check("identity", night.images, identity_suite()))
     night.images = night.images.join(screen(night.eligible(), night.folder, champion, settings))
-    night.judge_images(inspection.check("screening", night.images, screening_suite()))
+    night.add_image_violations(inspection.check("screening", night.images, screening_suite()))
     if inputs.zero_shot.second_opinion:
-        night.images = night.images.join(second_opinion(night.eligible(), night.folder, run, inputs.zero_shot))
-        night.judge_images(inspection.check("second opinion", night.images, second_opinion_suite()))
-    night.judge_lots(inspection.check("counts", night.count(), counts_suite(settings)))
+        night.images = night.images.join(clip_check(night.eligible(), night.folder, run, inputs.zero_shot))
+        night.add_image_violations(inspection.check("second opinion", night.images, clip_check_suite()))
+    night.add_lot_violations(inspection.check("counts", night.count(), counts_suite(settings)))
     make_offline(docs)
     validation = _write(inputs, folder, night, champion, inspection.index_page)
     return replace(validation, anchor=anchor)
@@ -137,7 +139,7 @@ def _pinned(inputs: ValidateInputs) -> tuple[ModelRef | None, ModelRef | None]:
     return registry.champion(key), registry.champion(key, ANCHOR_ALIAS)
 
 
-class _Night:
+class NightTables:
     """The tables under judgement; ``row`` is the name of a row in both."""
 
     def __init__(self, *, folder: Path, lots: pd.DataFrame, images: pd.DataFrame) -> None:
@@ -148,7 +150,7 @@ class _Night:
         self.lot_findings: dict[int, list[str]] = {row: [] for row in lots["row"]}
 
     @classmethod
-    def read(cls, folder: Path, inputs: ValidateInputs) -> "_Night":
+    def read(cls, folder: Path, inputs: ValidateInputs) -> "NightTables":
         """The batch manifest, and the facts of every file that it lists."""
         path = folder / "manifest.json"
         try:
@@ -196,13 +198,13 @@ class _Night:
         # The smaller one of two equally frequent sizes: the same on every machine.
         return sorted(self.images["size"].dropna().mode())[:1]
 
-    def judge_images(self, findings: Iterable[Finding]) -> None:
+    def add_image_violations(self, findings: Iterable[Violation]) -> None:
         """Note the findings of a per-image suite."""
         for finding in findings:
             for row in finding.rows:
                 self.image_findings[row].append(finding.reason)
 
-    def judge_lots(self, findings: Iterable[Finding]) -> None:
+    def add_lot_violations(self, findings: Iterable[Violation]) -> None:
         """Note the findings of a per-lot suite; one without a row concerns all lots."""
         for finding in findings:
             for row in finding.rows or self.lot_findings:
@@ -267,7 +269,9 @@ def _image_table(
     return table
 
 
-def _write(inputs: ValidateInputs, folder: Path, night: _Night, champion: ModelRef | None, docs: Path) -> ValidationRef:
+def _write(
+    inputs: ValidateInputs, folder: Path, night: NightTables, champion: ModelRef | None, docs: Path
+) -> ValidationRef:
     """Everything a reader may want, the index of history last; then the fetched files are no longer needed."""
     table, rejected = night.decide()
     doubles = [column for column in table.columns if column.startswith(("same_in_", "near_in_"))]

@@ -27,14 +27,14 @@ from great_expectations.expectations.metadata_types import FailureSeverity
 from components.config import ValidateSettings
 
 __all__ = [
-    "Finding",
-    "Inspection",
+    "ValidationRun",
+    "Violation",
+    "clip_check_suite",
     "content_suite",
     "counts_suite",
     "identity_suite",
     "lots_suite",
     "screening_suite",
-    "second_opinion_suite",
 ]
 
 ROW = "row"
@@ -44,7 +44,7 @@ _ACCEPTED_BITS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
+class Violation:
     """One broken expectation."""
 
     reason: str
@@ -53,7 +53,7 @@ class Finding:
     """Values of the column ``row`` where it is broken; empty where the table as a whole breaks it."""
 
 
-class Inspection:
+class ValidationRun:
     """An ephemeral Great Expectations context that writes its data docs into a folder.
 
     Args:
@@ -79,7 +79,7 @@ class Inspection:
         self._run = RunIdentifier(run_name=night, run_time=midnight)
         self.index_page = folder / "index.html"
 
-    def check(self, name: str, table: pd.DataFrame, expectations: Sequence[Expectation]) -> list[Finding]:
+    def check(self, name: str, table: pd.DataFrame, expectations: Sequence[Expectation]) -> list[Violation]:
         """Run a suite over a table and add it to the data docs.
 
         Args:
@@ -104,13 +104,13 @@ class Inspection:
         return [_finding(entry) for entry in run.results if not entry.success]
 
 
-def _finding(entry: Any) -> Finding:
+def _finding(entry: Any) -> Violation:
     config = entry.expectation_config
     if "unexpected_index_list" not in entry.result and "observed_value" not in entry.result:
         # An expectation that could not be computed has neither found nor excluded anything.
         raise RuntimeError(f"expectation {config.type} {config.kwargs} could not be computed: {entry.exception_info}")
     rows = tuple(int(place[ROW]) for place in entry.result.get("unexpected_index_list") or ())
-    return Finding(reason=config.meta["reason"], critical=config.severity is FailureSeverity.CRITICAL, rows=rows)
+    return Violation(reason=config.meta["reason"], critical=config.severity is FailureSeverity.CRITICAL, rows=rows)
 
 
 def _image(expectation: type[ColumnMapExpectation], reason: str, column: str, **limits: Any) -> Expectation:
@@ -194,7 +194,7 @@ def screening_suite() -> list[Expectation]:
     ]
 
 
-def second_opinion_suite() -> list[Expectation]:
+def clip_check_suite() -> list[Expectation]:
     """Nothing that CLIP finds strange either; table: one row per image with its excess over the limit."""
     return [_image(ExpectColumnValuesToBeBetween, "suspicious to CLIP", "second_excess", max_value=0.0)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from components.adapters.data_repository import DataRepository
 from components.core.contracts import BatchRef, Contract, DatasetRef, Fence, RunRef
-from components.core.step_runner import once
+from components.core.step_runner import run_once
 
 __all__ = ["VersionInputs", "version"]
 
@@ -40,7 +40,7 @@ def version(inputs: VersionInputs, *, fence: Fence | None = None) -> DatasetRef:
         InputError: The batch is not what its manifest says.
         TransientError: The repository is held by another writer, or the remote cannot be reached.
     """
-    return once("version", inputs, DatasetRef, lambda inputs, _folder: _version(inputs, fence))
+    return run_once("version", inputs, DatasetRef, lambda inputs, _folder: _version(inputs, fence))
 
 
 def _version(inputs: VersionInputs, fence: Fence | None) -> DatasetRef:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from components.adapters.lease import LeaseHeldError, LeaseObject, StaleLeaseError, holder_name, utc_now
+from components.adapters.lease import LeaseHeldError, StaleLeaseError, StoredLease, holder_name, utc_now
 from components.adapters.storage import open_storage
 from components.adapters.storage.base import Storage
 from components.core.errors import InputError, TransientError
@@ -45,11 +45,11 @@ def clock() -> HandClock:
 
 
 @pytest.fixture
-def lease(storage: Storage, clock: HandClock) -> LeaseObject:
-    return LeaseObject(storage, "key/lease.json", clock=clock)
+def lease(storage: Storage, clock: HandClock) -> StoredLease:
+    return StoredLease(storage, "key/lease.json", clock=clock)
 
 
-def test_a_held_lease_is_refused_with_the_holders_name_until_it_is_given_back(lease: LeaseObject) -> None:
+def test_a_held_lease_is_refused_with_the_holders_name_until_it_is_given_back(lease: StoredLease) -> None:
     assert lease.read() is None
     first = lease.take("night@host:1:a", seconds=30)
     with pytest.raises(LeaseHeldError, match=r"key/lease\.json is held by night@host:1:a until 2026-11-01T02:00:30"):
@@ -62,7 +62,7 @@ def test_a_held_lease_is_refused_with_the_holders_name_until_it_is_given_back(le
     lease.renew(second, seconds=30)
 
 
-def test_a_lease_that_ran_out_is_taken_over_with_a_higher_fence(lease: LeaseObject, clock: HandClock) -> None:
+def test_a_lease_that_ran_out_is_taken_over_with_a_higher_fence(lease: StoredLease, clock: HandClock) -> None:
     dead = lease.take("dead@host:1:a", seconds=30)
     clock.tick(30)
     heir = lease.take("heir@host:2:b", seconds=30)
@@ -72,14 +72,14 @@ def test_a_lease_that_ran_out_is_taken_over_with_a_higher_fence(lease: LeaseObje
         lease.renew(dead, seconds=30)
 
 
-def test_a_lease_that_ran_out_may_not_be_used_even_if_nobody_took_it(lease: LeaseObject, clock: HandClock) -> None:
+def test_a_lease_that_ran_out_may_not_be_used_even_if_nobody_took_it(lease: StoredLease, clock: HandClock) -> None:
     mine = lease.take("slow@host:1:a", seconds=30)
     clock.tick(31)
     with pytest.raises(StaleLeaseError, match="ran out at 2026-11-01T02:00:30"):
         lease.renew(mine, seconds=30)
 
 
-def test_a_holder_that_is_alive_keeps_its_lease_as_long_as_it_wants(lease: LeaseObject, clock: HandClock) -> None:
+def test_a_holder_that_is_alive_keeps_its_lease_as_long_as_it_wants(lease: StoredLease, clock: HandClock) -> None:
     mine = lease.take("alive@host:1:a", seconds=30)
     for _ in range(10):
         clock.tick(20)
@@ -90,12 +90,12 @@ def test_a_holder_that_is_alive_keeps_its_lease_as_long_as_it_wants(lease: Lease
 
 
 def test_a_lease_object_that_was_deleted_does_not_lower_the_fence(storage: Storage, clock: HandClock) -> None:
-    lease = LeaseObject(storage, "key/lease.json", clock=clock)
+    lease = StoredLease(storage, "key/lease.json", clock=clock)
     assert lease.take("first@host:1:a", seconds=30, above_fence=41).fence == 42
 
 
 def test_a_waiting_taker_gets_it_as_soon_as_it_is_free(storage: Storage) -> None:
-    lease = LeaseObject(storage, "key/lease.json", clock=utc_now)
+    lease = StoredLease(storage, "key/lease.json", clock=utc_now)
     mine = lease.take("first@host:1:a", seconds=30)
     timer = threading.Timer(0.3, lease.release, [mine])
     timer.start()
@@ -109,7 +109,7 @@ def test_of_many_takers_one_at_a_time_holds_it_and_every_fence_is_another(storag
     crowded: list[str] = []
 
     def work(number: int) -> None:
-        lease = LeaseObject(storage, "key/lease.json", clock=utc_now)
+        lease = StoredLease(storage, "key/lease.json", clock=utc_now)
         name = holder_name(f"worker {number}")
         mine = lease.take(name, seconds=30, wait_s=60)
         inside.append(name)
@@ -126,7 +126,7 @@ def test_of_many_takers_one_at_a_time_holds_it_and_every_fence_is_another(storag
     assert fences == list(range(1, 13))
 
 
-def test_what_is_no_lease_is_named_with_what_to_do(lease: LeaseObject, storage: Storage) -> None:
+def test_what_is_no_lease_is_named_with_what_to_do(lease: StoredLease, storage: Storage) -> None:
     for content in (b"", b"{", b'{"holder": "x", "fence": 0, "expires_at": "2026-11-01T00:00:00+00:00"}'):
         storage.put("key/lease.json", content)
         with pytest.raises(InputError, match=r"key/lease\.json is no lease .* delete it"):

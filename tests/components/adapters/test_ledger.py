@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.adapters.lease import StaleLeaseError
-from components.adapters.ledger import Chain, Ledger, LedgerBrokenError
+from components.adapters.ledger import Ledger, LedgerBrokenError, LedgerEntries
 from components.adapters.storage import open_storage
 from components.adapters.storage.base import Storage
 from components.core.contracts import canonical_json
@@ -23,8 +23,8 @@ START = dt.datetime(2026, 11, 1, 2, 0, tzinfo=dt.UTC)
 NUM_ENTRIES = 6
 
 
-def _written(storage: Storage, count: int = NUM_ENTRIES) -> tuple[Ledger, Chain]:
-    ledger, chain = Ledger(storage, MODEL), Chain()
+def _written(storage: Storage, count: int = NUM_ENTRIES) -> tuple[Ledger, LedgerEntries]:
+    ledger, chain = Ledger(storage, MODEL), LedgerEntries()
     for number in range(count):
         chain = ledger.append(
             chain,
@@ -57,15 +57,15 @@ def test_what_was_written_is_read_again_and_holds(storage: Storage) -> None:
     first = storage.read(f"{MODEL}/00000001.json")
     assert again.entries[1].previous_sha256 == hashlib.sha256(first).hexdigest()
     ledger.check_head(again, chain.head)
-    assert ledger.read(Chain(entries=chain.entries[:2], digests=chain.digests[:2])) == chain
+    assert ledger.read(LedgerEntries(entries=chain.entries[:2], digests=chain.digests[:2])) == chain
 
 
 def test_an_unwritten_ledger_is_empty_and_is_not_made_by_reading(tmp_path: Path) -> None:
     ledger = Ledger(open_storage(str(tmp_path / "ledger")), MODEL)
-    assert ledger.read() == Chain()
+    assert ledger.read() == LedgerEntries()
     assert not (tmp_path / "ledger").exists()
     with pytest.raises(LedgerBrokenError, match=r"ends with entry 0, but the registry knows of entry 3: .*not mounted"):
-        ledger.check_head(Chain(), f"3:{'a' * 64}")
+        ledger.check_head(LedgerEntries(), f"3:{'a' * 64}")
 
 
 def test_of_two_writers_of_one_entry_one_is_refused_and_nothing_is_lost(storage: Storage) -> None:

@@ -137,7 +137,7 @@ def test_a_half_uploaded_model_is_replaced(registry: ModelRegistry, run_id: str,
 def champion(registry: ModelRegistry, tmp_path: Path, run_id: str) -> None:
     """Version 1 as champion, by hand."""
     version = registry.register(KEY, package(tmp_path, 0), run_id=run_id, tags={}).version
-    registry.aliases(KEY).point("champion", version)
+    registry.aliases(KEY).set_alias("champion", version)
 
 
 def test_a_champion_whose_version_was_deleted_is_not_taken_for_a_first_night(

@@ -9,7 +9,7 @@ import pytest
 from components.adapters.lease import LeaseHeldError, StaleLeaseError, utc_now
 from components.adapters.mlflow.registry import ModelRegistry
 from components.adapters.mlflow.tracking import open_run
-from components.adapters.run_lock import Lineage, open_lineage
+from components.adapters.run_lock import RunLock, open_run_lock
 from components.config import PromoteSettings, ScheduleSettings
 from components.core.contracts import Fence
 from components.core.run_records import StepRecord, read_night, write_record
@@ -28,56 +28,56 @@ class _Clock:
         return utc_now() + dt.timedelta(seconds=self.ahead_s)
 
 
-def _lineage(folder: Path, clock: _Clock, *, wait_s: float = 0.0) -> Lineage:
+def _run_lock(folder: Path, clock: _Clock, *, wait_s: float = 0.0) -> RunLock:
     schedule = ScheduleSettings(lease_s=60.0, lease_wait_s=wait_s)
-    return open_lineage(KEY, work_dir=str(folder), promote=PromoteSettings(), schedule=schedule, clock=clock)
+    return open_run_lock(KEY, work_dir=str(folder), promote=PromoteSettings(), schedule=schedule, clock=clock)
 
 
 def test_another_run_is_told_who_holds_the_key_and_gets_it_when_it_is_given_back(tmp_path: Path) -> None:
-    lineage = _lineage(tmp_path, _Clock())
-    with lineage.held("nightly run 1", release=False):
+    run_lock = _run_lock(tmp_path, _Clock())
+    with run_lock.held("nightly run 1", release=False):
         pass
-    assert lineage.holder() == "nightly run 1"
-    with pytest.raises(LeaseHeldError, match="held by nightly run 1@"), lineage.held("backfill b", release=True):
+    assert run_lock.holder() == "nightly run 1"
+    with pytest.raises(LeaseHeldError, match="held by nightly run 1@"), run_lock.held("backfill b", release=True):
         pass
-    with lineage.held("nightly run 1", release=True):
+    with run_lock.held("nightly run 1", release=True):
         pass
-    assert lineage.holder() == ""
-    with lineage.held("backfill b", release=True):
-        assert lineage.holder() == "backfill b"
+    assert run_lock.holder() == ""
+    with run_lock.held("backfill b", release=True):
+        assert run_lock.holder() == "backfill b"
 
 
 def test_the_next_step_of_a_run_goes_on_and_makes_an_attempt_that_was_given_up_late(tmp_path: Path) -> None:
-    lineage = _lineage(tmp_path, _Clock())
-    with lineage.held("nightly run 1", release=False) as given_up:
-        given_up.admit(0, "records")
-        with lineage.held("nightly run 1", release=False) as present:
+    run_lock = _run_lock(tmp_path, _Clock())
+    with run_lock.held("nightly run 1", release=False) as given_up:
+        given_up.check_token(0, "records")
+        with run_lock.held("nightly run 1", release=False) as present:
             assert present.number > given_up.number
-            present.admit(given_up.number, "records")
+            present.check_token(given_up.number, "records")
             with pytest.raises(StaleLeaseError, match="was lost"):
-                given_up.admit(0, "records")
+                given_up.check_token(0, "records")
 
 
 @pytest.mark.chaos("a run dies while it holds the key", outcome="given up after its lease; the next one goes on")
 def test_a_dead_run_is_given_up_after_its_time_and_a_waiting_one_takes_its_place(tmp_path: Path) -> None:
     clock = _Clock()
-    dead = _lineage(tmp_path, clock)
+    dead = _run_lock(tmp_path, clock)
     with dead.held("nightly run 1", release=False) as before:
         pass
     clock.ahead_s = 61.0
-    with _lineage(tmp_path, clock).held("nightly run 2", release=True) as after:
+    with _run_lock(tmp_path, clock).held("nightly run 2", release=True) as after:
         assert after.number > before.number
         with pytest.raises(StaleLeaseError):
-            before.admit(0, "records")
+            before.check_token(0, "records")
 
 
 def _lost(folder: Path) -> tuple[Fence, Fence]:
     """Two fences: of a run that overslept, and of the one that took its place."""
     clock = _Clock()
-    with _lineage(folder, clock).held("nightly run 1", release=False) as late:
+    with _run_lock(folder, clock).held("nightly run 1", release=False) as late:
         pass
     clock.ahead_s = 61.0
-    with _lineage(folder, clock).held("nightly run 2", release=False) as present:
+    with _run_lock(folder, clock).held("nightly run 2", release=False) as present:
         pass
     return late, present
 
@@ -88,7 +88,7 @@ class _Asleep:
     def __init__(self, number: int) -> None:
         self.number = number
 
-    def admit(self, seen: int, where: str) -> None:
+    def check_token(self, seen: int, where: str) -> None:
         if seen > self.number:
             raise StaleLeaseError(f"{where} was written under fence {seen}, this run's is {self.number}: it is late")
 

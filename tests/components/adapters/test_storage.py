@@ -155,9 +155,9 @@ def test_of_many_that_put_where_nothing_is_exactly_one_wins(storage: Storage) ->
 
 
 def test_of_many_that_replace_what_they_read_exactly_one_wins(storage: Storage) -> None:
-    assert storage.read_tagged("lease.json") is None
+    assert storage.read_with_etag("lease.json") is None
     storage.put_if_absent("lease.json", b"first")
-    found = storage.read_tagged("lease.json")
+    found = storage.read_with_etag("lease.json")
     assert found is not None
     content, tag = found
     contents = [f"writer {number}".encode() for number in range(8)]
@@ -220,7 +220,7 @@ def test_a_folder_that_may_not_be_written_or_is_none_is_named(tmp_path: Path) ->
     (tmp_path / "file").write_text("no folder")
     for attempt in (
         lambda: open_storage(str(tmp_path / "file")).put_if_absent("1.json", b""),
-        lambda: open_storage(str(tmp_path / "file")).read_tagged("1.json"),
+        lambda: open_storage(str(tmp_path / "file")).read_with_etag("1.json"),
         lambda: open_storage(str(tmp_path / "file")).files(),
     ):
         with pytest.raises(InputError, match=str(tmp_path / "file")):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from components.annotation.masks import MasksInputs, accept_masks, masks
-from components.annotation.review import Record, Review
+from components.annotation.review import Review, ReviewRecord
 from components.cli import main as console
 from components.config.zero_shot import ZeroShotSettings
 from components.core.errors import EXIT_INPUT_ERROR, InputError
@@ -60,8 +60,8 @@ def shop(tmp_path: Path) -> Shop:
     return Shop(world=world, folder=tmp_path / "defects", golden=tmp_path / "golden")
 
 
-def record_of(review: Review) -> Record:
-    return Record.from_json(json.loads((Path(review.folder) / "record.json").read_text()))
+def record_of(review: Review) -> ReviewRecord:
+    return ReviewRecord.from_json(json.loads((Path(review.folder) / "record.json").read_text()))
 
 
 def test_every_image_gets_a_proposal_whatever_its_score(shop: Shop) -> None:

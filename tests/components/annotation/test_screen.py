@@ -13,13 +13,13 @@ from PIL import Image
 
 from components.adapters.mlflow.registry import open_registry
 from components.adapters.mlflow.tracking import open_run
-from components.annotation.review import Record, Review
+from components.annotation.review import Review, ReviewRecord
 from components.annotation.screen import ScreenInputs, accept_images, screen
 from components.cli import main as console
 from components.config.zero_shot import ZeroShotSettings
 from components.core.contracts import NightStatus, RunRef
 from components.core.errors import EXIT_INPUT_ERROR, InputError
-from components.promotion.alias_transaction import open_desk
+from components.promotion.alias_transaction import open_alias_manager
 from components.steps.collect.step import CollectInputs, collect
 from tests.helpers.landing import feed_from_folder
 from tests.helpers.model_package import new_mlflow, write_package
@@ -70,8 +70,8 @@ def promote_tiny(world: TinyWorld, *, threshold: float = 0.5) -> None:
     package = write_package(world.root / f"package-{threshold}", threshold=threshold)
     registry = open_registry(world.config.mlflow, run)
     ref = registry.register(KEY, package, run_id=open_run(world.config.mlflow, run), tags={})
-    desk = open_desk(KEY, work_dir=run.work_dir, mlflow=world.config.mlflow, settings=world.config.promote)
-    make_champion(desk, ref.version, partition=run.partition)
+    manager = open_alias_manager(KEY, work_dir=run.work_dir, mlflow=world.config.mlflow, settings=world.config.promote)
+    make_champion(manager, ref.version, partition=run.partition)
 
 
 def write_images(folder: Path, num: int, *, first: int = 0) -> None:
@@ -97,8 +97,8 @@ def shop(tmp_path: Path, checkpoints: ZeroShotSettings) -> Shop:
     return Shop(world=world, folder=tmp_path / "images", settings=checkpoints)
 
 
-def record_of(review: Review) -> Record:
-    return Record.from_json(json.loads((Path(review.folder) / "record.json").read_text()))
+def record_of(review: Review) -> ReviewRecord:
+    return ReviewRecord.from_json(json.loads((Path(review.folder) / "record.json").read_text()))
 
 
 def test_a_folder_is_sorted_by_suspicion_with_heat_maps_masks_and_a_page(shop: Shop) -> None:

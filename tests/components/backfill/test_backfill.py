@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from components.adapters.data_repository import DataRepository
-from components.adapters.run_lock import open_lineage
+from components.adapters.run_lock import open_run_lock
 from components.backfill.replay import BackfillInputs, evaluate_again, plan, replay
 from components.cli import main as console
 from components.config import load_config
@@ -71,9 +71,9 @@ def test_two_nights_are_replayed_beside_what_serves_and_a_second_call_runs_nothi
     assert (result.name, result.num_run, result.champion_version) == ("20260301-on-scratch", 2, None)
     assert first.model is not None
     assert second.model is not None
-    lineage = json.loads((Path(second.model.package_dir) / "lineage.json").read_text())
-    assert lineage["parent_candidate_key"] == first.model.candidate_key
-    assert (lineage["parent_version"], lineage["partition"]) == (first.model.version, NIGHTS[1])
+    run_lock = json.loads((Path(second.model.package_dir) / "lineage.json").read_text())
+    assert run_lock["parent_candidate_key"] == first.model.candidate_key
+    assert (run_lock["parent_version"], run_lock["partition"]) == (first.model.version, NIGHTS[1])
     assert _aliases(world) == {"backfill-20260301-on-scratch": second.model.version}
     tags = _client(world).get_model_version(KEY.registered_model, str(second.model.version)).tags
     assert (tags["stlm.backfill"], tags["stlm.partition"]) == (result.name, NIGHTS[1])
@@ -169,14 +169,14 @@ def test_a_corrupt_night_stops_the_chain_and_can_be_marked_as_a_gap(world: TinyW
 
 
 def test_a_key_that_a_nightly_run_holds_is_locked(world: TinyWorld) -> None:
-    lineage = open_lineage(
+    run_lock = open_run_lock(
         KEY,
         work_dir=world.config.paths.work_dir,
         promote=world.config.promote,
         schedule=world.config.schedule,
     )
     with (
-        lineage.held("nightly run 2026-03-03 (scheduled)", release=True),
+        run_lock.held("nightly run 2026-03-03 (scheduled)", release=True),
         pytest.raises(TransientError, match=r"locked by nightly run 2026-03-03 \(scheduled\): .* one at a time"),
     ):
         replay(backfill_inputs(world, *NIGHTS[:2]))
@@ -186,9 +186,9 @@ def test_a_key_that_a_nightly_run_holds_is_locked(world: TinyWorld) -> None:
 def test_two_backfills_of_one_key_at_once_are_refused(world: TinyWorld) -> None:
     short = with_schedule(world, lease_s=1.0)
     config = short.config
-    lineage = open_lineage(KEY, work_dir=config.paths.work_dir, promote=config.promote, schedule=config.schedule)
+    run_lock = open_run_lock(KEY, work_dir=config.paths.work_dir, promote=config.promote, schedule=config.schedule)
     with (
-        lineage.held("backfill 20260301-on-v7 abc", release=True),
+        run_lock.held("backfill 20260301-on-v7 abc", release=True),
         pytest.raises(TransientError, match="locked by backfill 20260301-on-v7 abc"),
     ):
         replay(backfill_inputs(short, *NIGHTS[:2]))

@@ -16,7 +16,7 @@ from components.core.contracts import RunRef
 from components.core.errors import EXIT_INPUT_ERROR, InputError, TransientError
 from components.core.run_records import StepRecord, begin_step, is_finished, nights, read_night, write_record
 from components.local_stack.airflow_env import airflow_environment
-from components.local_stack.processes import Programs, free_port, port_is_free, stop_owner
+from components.local_stack.processes import ProcessGroup, free_port, port_is_free, stop_running
 from tests.helpers.tiny_nights import KEY, NIGHTS, TinyWorld, make_tiny_world
 
 
@@ -189,7 +189,7 @@ _FAMILY = (
 )
 
 
-def _start_family(programs: Programs, folder: Path) -> None:
+def _start_family(programs: ProcessGroup, folder: Path) -> None:
     programs.start("family", [sys.executable, "-c", _FAMILY], dict(os.environ), folder / "family.log")
 
 
@@ -202,14 +202,14 @@ def _children(pid: int, at_least: int = 2) -> list[psutil.Process]:
     raise AssertionError("the family did not grow")
 
 
-def _family(programs: Programs) -> list[psutil.Process]:
+def _family(programs: ProcessGroup) -> list[psutil.Process]:
     """The started program and its child; the test run has other children too, such as servers."""
     root = psutil.Process(programs._running["family"][0].pid)
     return [root, *_children(root.pid, at_least=1)]
 
 
 def test_programs_end_with_everything_they_started(tmp_path: Path) -> None:
-    with Programs(tmp_path) as programs:
+    with ProcessGroup(tmp_path) as programs:
         _start_family(programs, tmp_path)
         family = _family(programs)
     assert not any(member.is_running() for member in family)
@@ -231,21 +231,21 @@ def test_a_second_owner_is_refused_and_can_stop_the_first(tmp_path: Path) -> Non
         assert owner.stdout is not None
         assert owner.stdout.readline() == "up\n"
         family = _children(owner.pid)
-        with pytest.raises(InputError, match=rf"running already, under process {owner.pid}"), Programs(tmp_path):
+        with pytest.raises(InputError, match=rf"running already, under process {owner.pid}"), ProcessGroup(tmp_path):
             pass
-        assert stop_owner(tmp_path)
+        assert stop_running(tmp_path)
         assert owner.stdout.read() == "asked to stop\n"
     assert not any(member.is_running() for member in family)
-    assert not stop_owner(tmp_path)
+    assert not stop_running(tmp_path)
 
 
 def test_what_a_killed_owner_left_behind_is_ended_by_the_next(tmp_path: Path) -> None:
-    abandoned = Programs(tmp_path)
+    abandoned = ProcessGroup(tmp_path)
     abandoned.__enter__()
     _start_family(abandoned, tmp_path)
     family = _family(abandoned)
     abandoned._lock.release()  # what the system does when a process is killed
-    with Programs(tmp_path):
+    with ProcessGroup(tmp_path):
         assert not any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in family)
     for process, _ in abandoned._running.values():
         process.wait()
@@ -267,19 +267,19 @@ def test_what_a_killed_owner_left_behind_can_be_stopped_from_elsewhere(tmp_path:
         owner.kill()
         owner.wait()
     assert any(member.is_running() for member in family)
-    assert stop_owner(tmp_path)
+    assert stop_running(tmp_path)
     assert not any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in family)
-    assert not stop_owner(tmp_path)
+    assert not stop_running(tmp_path)
 
 
 def test_a_program_that_ends_by_itself_is_reported_with_its_last_words(tmp_path: Path) -> None:
-    with Programs(tmp_path) as programs:
+    with ProcessGroup(tmp_path) as programs:
         programs.start("crier", [sys.executable, "-c", "raise SystemExit('help')"], {}, tmp_path / "log")
         with pytest.raises(TransientError, match=r"crier ended with exit code 1(.|\n)*help"):
             _check_for_a_while(programs)
 
 
-def _check_for_a_while(programs: Programs) -> None:
+def _check_for_a_while(programs: ProcessGroup) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         programs.check()

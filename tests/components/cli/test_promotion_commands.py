@@ -11,10 +11,10 @@ from mlflow import MlflowClient
 
 from components.adapters.mlflow.tracking import open_run
 from components.cli import main
-from components.cli.ledger import desk_of
+from components.cli.ledger import alias_manager_of
 from components.core.errors import EXIT_INPUT_ERROR, EXIT_TRANSIENT_ERROR
 from components.local_stack.workspace import open_workspace
-from components.promotion.alias_transaction import Desk
+from components.promotion.alias_transaction import AliasManager
 from stlm.data.layout import read_golden_set
 from stlm.serving.package import seal_package
 from tests.helpers.edges import watched
@@ -39,9 +39,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("template")
     mlflow = new_mlflow(root / "mlflow")
     world = make_tiny_world(root)
-    desk = desk_of(open_workspace(str(world.config_path), str(root / "state")), world.config.models[0])
+    manager = alias_manager_of(open_workspace(str(world.config_path), str(root / "state")), world.config.models[0])
     run_id = open_run(mlflow, world.run("2026-03-01"))
-    desk.registry.register(KEY, write_package(root / "package"), run_id=run_id, tags={})
+    manager.registry.register(KEY, write_package(root / "package"), run_id=run_id, tags={})
     client = MlflowClient(tracking_uri=mlflow.tracking_uri, registry_uri=mlflow.tracking_uri)
     first = client.get_model_version(NAME, "1")
     client.create_model_version(
@@ -49,7 +49,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     digest, package = read_golden_set(root / "golden").digest, first.tags["stlm.package_digest"]
     for version, night in ((1, "2026-03-01"), (2, "2026-03-02")):
-        make_champion(desk, version, partition=night, golden_digest=digest, package_digest=package)
+        make_champion(manager, version, partition=night, golden_digest=digest, package_digest=package)
     return root
 
 
@@ -61,9 +61,9 @@ class Console:
         self._capsys = capsys
 
     @property
-    def desk(self) -> Desk:
+    def manager(self) -> AliasManager:
         workspace = open_workspace(str(self.world.config_path), str(self.world.root / "state"))
-        return desk_of(workspace, self.world.config.models[0])
+        return alias_manager_of(workspace, self.world.config.models[0])
 
     @property
     def client(self) -> MlflowClient:
@@ -139,7 +139,7 @@ def test_what_was_rolled_back_can_be_named_again(console: Console) -> None:
 def test_a_roll_back_after_the_freeze_of_the_first_one_was_lifted_goes_further_back(console: Console) -> None:
     package = console.client.get_model_version(NAME, "1")
     console.client.create_model_version(NAME, str(package.source), run_id=package.run_id, tags=dict(package.tags))
-    make_champion(console.desk, 3, partition="2026-03-03", package_digest=package.tags["stlm.package_digest"])
+    make_champion(console.manager, 3, partition="2026-03-03", package_digest=package.tags["stlm.package_digest"])
     assert "version 2 serves again" in console.run("rollback", "--reason", "false alarms")[1]
     console.run("unfreeze", "--reason", "lamp replaced")
     console.run("freeze", "--reason", "new camera")
@@ -297,8 +297,8 @@ def test_a_target_that_is_not_what_was_promoted_or_does_not_load_is_not_served(c
     digest = seal_package(other / "artifacts" / "package")
     tags = dict(console.client.get_model_version(NAME, "1").tags) | {"stlm.package_digest": digest}
     version = int(console.client.create_model_version(NAME, str(other), tags=tags).version)
-    make_champion(console.desk, version, package_digest="1" * 64)
-    make_champion(console.desk, 2, partition="2026-03-04")
+    make_champion(console.manager, version, package_digest="1" * 64)
+    make_champion(console.manager, 2, partition="2026-03-04")
     code, _, err = console.run("rollback", "--to", str(version), "--reason", "x")
     assert code == EXIT_INPUT_ERROR
     assert f"is package {digest}, promoted was {'1' * 64}" in err
@@ -312,8 +312,8 @@ def test_a_target_that_does_not_load_is_not_served(console: Console) -> None:
     digest = seal_package(broken / "artifacts" / "package")
     tags = dict(version.tags) | {"stlm.package_digest": digest}
     number = int(console.client.create_model_version(NAME, str(broken), tags=tags).version)
-    make_champion(console.desk, number, package_digest=digest)
-    make_champion(console.desk, 2, partition="2026-03-04")
+    make_champion(console.manager, number, package_digest=digest)
+    make_champion(console.manager, 2, partition="2026-03-04")
     before = console.state()
 
     code, _, err = console.run("rollback", "--reason", "x")
@@ -362,10 +362,10 @@ def test_a_lease_lost_on_the_way_is_one_line_and_the_registry_stays_right(consol
     def take_over(name: str, args: tuple[object, ...]) -> None:
         if name == "put_if_absent" and str(args[0]).endswith("00000005.json") and not started:
             started.append(True)
-            desk = console.desk
-            desk.clock = ahead(60)
-            desk.lease._clock = ahead(60)
-            with desk.held("another"):
+            manager = console.manager
+            manager.clock = ahead(60)
+            manager.lease._clock = ahead(60)
+            with manager.transaction("another"):
                 pass
 
     with watched(after=take_over):
@@ -427,9 +427,9 @@ def test_the_doctor_finds_a_broken_chain_and_a_lost_end(console: Console) -> Non
 
 
 def test_the_doctor_finds_a_lease_that_its_holder_let_run_out(console: Console) -> None:
-    desk = console.desk
-    desk.lease._clock = ahead(-3600)
-    desk.lease.take("night@host:1:a", seconds=30, above_fence=9)
+    manager = console.manager
+    manager.lease._clock = ahead(-3600)
+    manager.lease.take("night@host:1:a", seconds=30, above_fence=9)
     assert "night@host:1:a let it run out" in _problems(console)
     console.run("ledger", "reconcile")
     assert console.run("doctor")[0] == 0

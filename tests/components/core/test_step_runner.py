@@ -13,7 +13,7 @@ from components.core.atomic_files import write_json
 from components.core.contracts import Contract, ModelKey, RunRef, to_json
 from components.core.errors import EXIT_INPUT_ERROR, EXIT_TRANSIENT_ERROR, InputError, TransientError
 from components.core.run_records import STEPS
-from components.core.step_runner import main_for, once
+from components.core.step_runner import main_for, run_once
 from components.steps.__main__ import main
 
 
@@ -49,7 +49,7 @@ def _echo(inputs: EchoInputs) -> EchoOutputs:
             raise RuntimeError("power cut")
         return EchoOutputs(word=inputs.word, num_calls=len(calls.read_text()))
 
-    return once("echo", inputs, EchoOutputs, body)
+    return run_once("echo", inputs, EchoOutputs, body)
 
 
 def test_equal_inputs_are_worked_on_once(inputs: EchoInputs) -> None:

@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from mlflow import MlflowClient
 
 from components.cli.doctor import _secrets as _doctor_secrets
-from components.cli.problem import ProblemError
+from components.cli.problem import CheckError
 from components.config import AlertSettings, MlflowSettings, NotifySettings
 from components.core.contracts import GateDecision, Reason, RunRef, Verdict
 from components.core.run_records import StepRecord, write_record
-from components.notifications.deadline import WatchInputs, watch
+from components.notifications.deadline import DeadlineInputs, watch
 from components.notifications.delivery import deliver
 from components.notifications.messages import Message, text_of
 from components.steps.notify.step import NotifyInputs, NotifyRef, notify
@@ -200,7 +200,7 @@ def test_the_doctor_names_the_secrets_that_are_missing() -> None:
     login = {"smtp_security": "tls", "smtp_user_env": "TEST_SMTP_USER", "smtp_password_env": "NOT_THERE"}
     whom = NotifySettings(webhook_url="env:THE_HOOK", mail_to=("ada@example.com",), **login)
     assert whom.variables == ("THE_HOOK", "STLM_WEBHOOK_SECRET", "TEST_SMTP_USER", "NOT_THERE")
-    with pytest.raises(ProblemError, match="not in this environment: THE_HOOK, NOT_THERE"):
+    with pytest.raises(CheckError, match="not in this environment: THE_HOOK, NOT_THERE"):
         _doctor_secrets(whom)
     assert "every secret is there" in _doctor_secrets(NotifySettings(webhook_url="https://example.com"))
 
@@ -333,7 +333,7 @@ def test_a_mail_is_readable() -> None:
 
 def watched(run: RunRef, whom: NotifySettings) -> Any:
     mlflow = mlflow_of(run)
-    return watch(WatchInputs(run=run, deadline="05:30 UTC", mlflow=mlflow, settings=whom))
+    return watch(DeadlineInputs(run=run, deadline="05:30 UTC", mlflow=mlflow, settings=whom))
 
 
 def test_a_night_that_is_not_trained_at_the_deadline_is_told_once(tmp_path: Path) -> None:

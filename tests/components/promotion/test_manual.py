@@ -11,8 +11,8 @@ from components.adapters.mlflow.tracking import open_run
 from components.core.contracts import Verdict
 from components.core.errors import EXIT_INPUT_ERROR
 from components.core.run_records import StepRecord, write_record
-from components.promotion.champion_state import standing_of
-from components.promotion.registration import Judged, check_binding, register
+from components.promotion.champion_state import replay_ledger
+from components.promotion.registration import PromotionEvidence, check_binding, register
 from components.steps.promote.step import PromoteInputs, promote
 from stlm.data.layout import read_golden_set
 from stlm.serving.package import seal_package
@@ -38,8 +38,10 @@ def _inputs(world: TinyWorld, number: int, *, champion: int | None, verdict: Ver
     )
 
 
-def _judged(inputs: PromoteInputs) -> Judged:
-    return Judged(**{field.name: getattr(inputs, field.name) for field in dataclasses.fields(Judged)})
+def _judged(inputs: PromoteInputs) -> PromotionEvidence:
+    return PromotionEvidence(
+        **{field.name: getattr(inputs, field.name) for field in dataclasses.fields(PromotionEvidence)}
+    )
 
 
 def _keep_records(inputs: PromoteInputs) -> None:
@@ -62,14 +64,14 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     new_mlflow(root / "mlflow")
     world = make_tiny_world(root)
     promote(_inputs(world, 1, champion=None, verdict=Verdict.PROMOTE))
-    from components.promotion.alias_transaction import open_desk
+    from components.promotion.alias_transaction import open_alias_manager
 
     paths, config = world.config.paths, world.config
-    desk = open_desk(KEY, work_dir=paths.work_dir, mlflow=config.mlflow, settings=config.promote)
+    manager = open_alias_manager(KEY, work_dir=paths.work_dir, mlflow=config.mlflow, settings=config.promote)
     for number, verdict in ((2, Verdict.PROMOTE), (3, Verdict.REJECT)):
         judged = _judged(_inputs(world, number, champion=1, verdict=verdict))
         run_id = open_run(config.mlflow, judged.run)
-        assert register(desk, judged, check_binding(judged), run_id=run_id)[0] == number
+        assert register(manager, judged, check_binding(judged), run_id=run_id)[0] == number
     for number, verdict in ((4, Verdict.PROMOTE), (5, Verdict.REJECT)):
         _keep_records(_inputs(world, number, champion=1, verdict=verdict))
     return root
@@ -95,7 +97,7 @@ def test_a_version_that_the_gate_let_in_takes_over_and_the_ledger_says_who(conso
     assert code == 0
     assert f"{NAME}: version 2 took over from version 1" in out
     assert console.aliases == {"champion": 2, "previous": 1, "anchor": 1}
-    commit = console.desk.look()[0].entries[-1].body
+    commit = console.manager.snapshot()[0].entries[-1].body
     assert (commit["action"], commit["by"], commit["reason"]) == ("promote", "Ada", "wanted on line 1")
     record = commit["record"]
     assert (record["approver"], record["by_hand"], record["partition"]) == ("Ada", True, "2026-03-02")
@@ -126,7 +128,7 @@ def test_two_people_let_in_what_the_gate_refused_and_everybody_sees_it(console: 
     assert code == 0, err
     assert "BREAK-GLASS" in err
     assert console.aliases == {"champion": 3, "previous": 1, "anchor": 1}
-    chain = console.desk.look()[0]
+    chain = console.manager.snapshot()[0]
     assert [entry.kind for entry in chain.entries] == ["intent", "commit", "freeze", "intent", "commit"]
     body = chain.entries[-1].body
     assert (body["action"], body["by"]) == ("break-glass", "Ada and Bob")
@@ -134,10 +136,10 @@ def test_two_people_let_in_what_the_gate_refused_and_everybody_sees_it(console: 
         "by": "Ada",
         "second": "Bob",
         "reason": "wanted on line 1",
-        "overruled": {"verdict": "REJECT", "judged_against": 1},
+        "override_summary": {"verdict": "REJECT", "judged_against": 1},
     }
     # The freeze holds on for the nights.
-    assert standing_of(chain.entries).frozen is not None
+    assert replay_ledger(chain.entries).frozen is not None
     said = "version 3 was let in by Ada and Bob over a verdict of REJECT"
     assert f"BREAK-GLASS: {said}" in console.run("status")[1]
     assert "break-glass version 1 -> version 3" in console.run("ledger", "show")[1]
@@ -324,10 +326,10 @@ def test_a_lease_that_is_lost_on_the_way_leaves_the_champion(console: Console) -
     def take_over(name: str, args: tuple[object, ...]) -> None:
         if name == "put_if_absent" and str(args[0]).endswith("00000003.json") and not started:
             started.append(True)
-            desk = console.desk
-            desk.clock = ahead(60)
-            desk.lease._clock = ahead(60)
-            with desk.held("another"):
+            manager = console.manager
+            manager.clock = ahead(60)
+            manager.lease._clock = ahead(60)
+            with manager.transaction("another"):
                 pass
 
     with watched(after=take_over):

@@ -8,8 +8,8 @@ import pytest
 from mlflow import MlflowClient
 
 from components.config import MlflowSettings, PromoteSettings
-from components.promotion.alias_transaction import open_desk
-from components.promotion.registration import check_attested
+from components.promotion.alias_transaction import open_alias_manager
+from components.promotion.registration import verify_attestation
 from components.promotion.rollback import RollbackInputs, rollback
 from components.steps.promote.step import PromoteInputs, promote
 from tests.helpers.edges import at_once, dies_before_change
@@ -54,8 +54,8 @@ def _run(tmp_path: Path, mlflow: MlflowSettings, settings: PromoteSettings, coun
     versions = client.search_model_versions(f"name = '{NAME}'")
     keys = {int(version.version): version.tags["stlm.candidate_key"] for version in versions}
     assert len(keys) == len(set(keys.values())) == count + 1
-    desk = open_desk(KEY, work_dir=str(tmp_path / "work"), mlflow=mlflow, settings=settings)
-    chain, posted = desk.look()
+    manager = open_alias_manager(KEY, work_dir=str(tmp_path / "work"), mlflow=mlflow, settings=settings)
+    chain, posted = manager.snapshot()
     assert [entry.kind for entry in chain.entries] == ["intent", "commit"] * 2
     winner = chain.entries[-1].body
     assert keys[winner["champion"]] == winner["record"]["candidate_key"]
@@ -84,12 +84,14 @@ def test_of_twenty_processes_on_postgresql_and_s3_exactly_one_wins(
 def test_the_whole_step_killed_at_any_boundary_ends_in_one_version_one_move_one_commit(tmp_path: Path) -> None:
     def state(root: Path, mlflow: MlflowSettings) -> dict[str, object]:
         client = MlflowClient(tracking_uri=mlflow.tracking_uri, registry_uri=mlflow.tracking_uri)
-        desk = open_desk(KEY, work_dir=str(root / "work"), mlflow=mlflow, settings=PromoteSettings())
-        chain, posted = desk.look()
+        manager = open_alias_manager(KEY, work_dir=str(root / "work"), mlflow=mlflow, settings=PromoteSettings())
+        chain, posted = manager.snapshot()
         commits = [entry.body for entry in chain.entries if entry.kind == "commit"]
         assert posted.tags["stlm.ledger_head"] == chain.head
         versions = client.search_model_versions(f"name = '{NAME}'")
-        assert all(check_attested(desk, desk.registry.version(KEY, int(version.version))) for version in versions)
+        assert all(
+            verify_attestation(manager, manager.registry.version(KEY, int(version.version))) for version in versions
+        )
         return {
             # Each world makes a key of its own, so that the signed word is another one.
             "versions": [dict(version.tags) | {"stlm.attestation_sha256": ""} for version in versions],
@@ -135,8 +137,8 @@ def test_a_whole_roll_back_killed_at_any_boundary_ends_on_the_version_before(tmp
         died = number > 0 and dies_before_change(number, lambda asked=asked: rollback(asked))  # type: ignore[misc]
         result = rollback(asked, clock=ahead(3600))
         assert result.champion_version == 1
-        desk = open_desk(KEY, work_dir=str(root / "work"), mlflow=mlflow, settings=PromoteSettings())
-        chain, posted = desk.look()
+        manager = open_alias_manager(KEY, work_dir=str(root / "work"), mlflow=mlflow, settings=PromoteSettings())
+        chain, posted = manager.snapshot()
         commits = [entry.body["action"] for entry in chain.entries if entry.kind == "commit"]
         now = (commits, dict(posted.aliases))
         expected = expected or now

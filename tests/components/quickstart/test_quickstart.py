@@ -23,8 +23,7 @@ from components.adapters.storage import open_storage
 from components.config import ValidateSettings
 from components.core.contracts import RunRef
 from components.core.errors import InputError
-from components.quickstart import KEY, NIGHTS, feed_landing, materialise
-from components.quickstart import corruptions as spoil
+from components.quickstart import KEY, NIGHTS, corruptions, feed_landing, materialise
 from components.steps.collect.step import CollectInputs, collect
 from stlm.data.layout import read_golden_set
 from tests.helpers.landing import feed_from_folder
@@ -192,13 +191,13 @@ def test_a_night_can_be_delivered_into_a_bucket(data: Path, s3: S3Server, new_st
 def test_a_png_without_a_compressor_reads_back_as_it_was(pixels: NDArray[Any]) -> None:
     import io
 
-    with Image.open(io.BytesIO(spoil.png(pixels))) as image:
+    with Image.open(io.BytesIO(corruptions.png(pixels))) as image:
         assert image.mode == ("L" if pixels.dtype == np.uint8 else "I;16")
         assert (np.asarray(image) == pixels).all()
 
 
 def test_blur_keeps_what_is_flat_and_takes_detail_from_the_rest() -> None:
     flat = np.full((40, 50), 137, dtype=np.uint8)
-    assert (spoil.blurred(flat) == flat).all()
+    assert (corruptions.blurred(flat) == flat).all()
     checkers = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
-    assert np.ptp(spoil.blurred(checkers)) <= 3
+    assert np.ptp(corruptions.blurred(checkers)) <= 3

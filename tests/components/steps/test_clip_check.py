@@ -12,7 +12,7 @@ from PIL import Image
 from components.config.zero_shot import ZeroShotSettings
 from components.core.contracts import RunRef
 from components.core.errors import InputError
-from components.steps.validate.clip_check import second_opinion
+from components.steps.validate.clip_check import clip_check
 from components.steps.validate.step import validate
 from stlm.screening import outlier_limit
 from tests.components.steps.test_validate import LENIENT, encoded, goods, new_plant, table_of
@@ -45,7 +45,7 @@ def test_the_excess_is_over_so_many_robust_deviations_of_the_nights_scores(
 ) -> None:
     images = images_in(tmp_path / "night", 10)
 
-    table = second_opinion(images, tmp_path / "night", run(tmp_path), settings)
+    table = clip_check(images, tmp_path / "night", run(tmp_path), settings)
 
     scores = table["second_score"].to_numpy()
     assert table.index.tolist() == images.index.tolist()
@@ -56,7 +56,7 @@ def test_the_excess_is_over_so_many_robust_deviations_of_the_nights_scores(
 
 
 def test_too_few_images_have_no_opinion(tmp_path: Path, settings: ZeroShotSettings) -> None:
-    table = second_opinion(images_in(tmp_path / "night", 7), tmp_path / "night", run(tmp_path), settings)
+    table = clip_check(images_in(tmp_path / "night", 7), tmp_path / "night", run(tmp_path), settings)
 
     assert table.isna().all().all()
 
@@ -65,7 +65,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(tmp_path: Path, settings: Ze
     wrong = replace(settings, clip_sha256="0" * 64)
 
     with pytest.raises(InputError, match=r"zero_shot: checkpoint .* expected sha256 0000"):
-        second_opinion(images_in(tmp_path / "night", 8), tmp_path / "night", run(tmp_path), wrong)
+        clip_check(images_in(tmp_path / "night", 8), tmp_path / "night", run(tmp_path), wrong)
 
 
 def test_validation_keeps_out_what_it_finds_suspicious(tmp_path: Path, settings: ZeroShotSettings) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from components.steps.validate.duplicates import find_doubles
+from components.steps.validate.duplicates import find_duplicates
 from stlm.data.facts import nearest_hashes
 
 NOTHING = pd.DataFrame(columns=["image", "sha256", "hash"], dtype=str)
@@ -50,7 +50,7 @@ def test_the_same_doubles_are_found_as_by_asking_one_by_one(seed: int, max_bits:
     images = table_of(hashes, [f"{number:064x}" for number in rng.integers(0, 120, size=150)])
     images = images.sample(frac=1.0, random_state=seed)  # labels are not positions
 
-    found = find_doubles(images, NOTHING, NOTHING, max_bits=max_bits)
+    found = find_duplicates(images, NOTHING, NOTHING, max_bits=max_bits)
 
     same, near = one_by_one(images, max_bits)
     assert found["same_in_night"].tolist() == same
@@ -61,7 +61,7 @@ def test_the_same_doubles_are_found_as_by_asking_one_by_one(seed: int, max_bits:
 
 
 def test_no_image_has_no_double() -> None:
-    assert len(find_doubles(NOTHING, NOTHING, NOTHING, max_bits=14)) == 0
+    assert len(find_duplicates(NOTHING, NOTHING, NOTHING, max_bits=14)) == 0
 
 
 def test_five_thousand_images_take_no_more_than_a_second_or_two() -> None:
@@ -70,7 +70,7 @@ def test_five_thousand_images_take_no_more_than_a_second_or_two() -> None:
     images = table_of(hashes, [f"{number:064x}" for number in range(5000)])
 
     started = time.process_time()
-    found = find_doubles(images, NOTHING, NOTHING, max_bits=14)
+    found = find_duplicates(images, NOTHING, NOTHING, max_bits=14)
 
     assert time.process_time() - started < 2
     assert found["near_in_night"].isna().all()

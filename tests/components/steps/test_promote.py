@@ -16,7 +16,7 @@ from components.steps.promote.step import PromoteInputs, promote
 from stlm.serving.package import seal_package
 from stlm.serving.predictor import OnnxPredictor
 from tests.helpers.model_package import KEY, new_mlflow
-from tests.helpers.promotion import inputs_for, new_desk
+from tests.helpers.promotion import inputs_for, new_alias_manager
 
 NAME = KEY.registered_model
 
@@ -136,8 +136,8 @@ def test_a_candidate_that_an_approver_let_in_is_promoted_under_that_name(
 
     assert promote(inputs).outcome == "PROMOTED"
 
-    desk = new_desk(tmp_path / "work", mlflow)
-    body = desk.look()[0].entries[-1].body
+    manager = new_alias_manager(tmp_path / "work", mlflow)
+    body = manager.snapshot()[0].entries[-1].body
     assert (body["by"], body["record"]["approver"]) == ("ada", "ada")
     assert body["record"]["approval"]["package_digest"] == inputs.package.digest
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 from components.config import MlflowSettings
 from components.core.contracts import PackageRef, ShadowRef
-from components.promotion.champion_state import standing_of
+from components.promotion.champion_state import replay_ledger
 from components.steps.promote.step import promote
 from components.steps.shadow.step import ShadowInputs, shadow
 from tests.helpers.model_package import KEY, new_mlflow, night, write_package
-from tests.helpers.promotion import inputs_for, make_champion, new_desk
+from tests.helpers.promotion import inputs_for, make_champion, new_alias_manager
 from tests.helpers.tiny_nights import make_tiny_world
 
 NAME = KEY.registered_model
@@ -76,11 +76,11 @@ class Line:
 
     @property
     def aliases(self) -> dict[str, int]:
-        return dict(new_desk(self.root / "work", self.mlflow).look()[1].aliases)
+        return dict(new_alias_manager(self.root / "work", self.mlflow).snapshot()[1].aliases)
 
     @property
     def kinds(self) -> list[str]:
-        return [entry.kind for entry in new_desk(self.root / "work", self.mlflow).look()[0].entries]
+        return [entry.kind for entry in new_alias_manager(self.root / "work", self.mlflow).snapshot()[0].entries]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_a_challenger_that_decides_as_the_champion_takes_over_after_its_nights(l
     assert f"100.0% of {2 * NUM_NORMALS + NUM_GOLDEN} images decided as by the champion" in last.detail
     assert line.aliases == {"champion": 2, "previous": 1, "anchor": 1}
     assert line.kinds == ["intent", "commit", "challenge", "shadow", "shadow", "intent", "commit"]
-    body = new_desk(line.root / "work", line.mlflow).look()[0].entries[-1].body
+    body = new_alias_manager(line.root / "work", line.mlflow).snapshot()[0].entries[-1].body
     assert body["reason"].startswith("verdict PROMOTE, and 2 shadow nights: ")
     assert body["record"]["shadow"]["nights"] == ["2026-11-03", "2026-11-04"]
     assert body["record"]["partition"] == "2026-11-02"
@@ -158,7 +158,7 @@ def test_while_one_stands_beside_the_champion_the_next_waits_and_a_new_champion_
     assert (outcome.outcome, outcome.version) == ("REFUSED", 3)
     assert outcome.detail == "version 3 is registered; version 2 is in its shadow nights"
 
-    make_champion(new_desk(line.root / "work", line.mlflow), 3)
+    make_champion(new_alias_manager(line.root / "work", line.mlflow), 3)
     last = line.night(4)
     assert last.outcome == "DROPPED"
     assert "it was judged against version 1, the champion is version 3" in last.detail
@@ -169,15 +169,15 @@ def test_while_one_stands_beside_the_champion_the_next_waits_and_a_new_champion_
 def test_a_freeze_holds_it_until_somebody_unfreezes(line: Line) -> None:
     line.challenge("quiet")
     line.night(3)
-    desk = new_desk(line.root / "work", line.mlflow)
-    with desk.held("tests") as held:
-        held.note("freeze", by="Ada", reason="audit")
+    manager = new_alias_manager(line.root / "work", line.mlflow)
+    with manager.transaction("tests") as transaction:
+        transaction.note("freeze", by="Ada", reason="audit")
     last = line.night(4)
     assert last.outcome == "HELD"
     assert "audit (by Ada" in last.detail
     assert line.aliases["challenger"] == 2
-    with desk.held("tests") as held:
-        held.note("unfreeze", by="Ada", reason="done")
+    with manager.transaction("tests") as transaction:
+        transaction.note("unfreeze", by="Ada", reason="done")
     assert line.night(5).outcome == "PROMOTED"
 
 
@@ -188,8 +188,8 @@ def test_the_first_model_of_a_key_has_nobody_to_stand_beside(tmp_path: Path, pac
 
 
 def test_a_challenger_set_by_hand_in_mlflow_is_taken_away(line: Line) -> None:
-    desk = new_desk(line.root / "work", line.mlflow)
-    desk.board.point("challenger", 1)
-    with desk.held("next") as held:
-        assert held.repairs == ["alias 'challenger' stood at version 1, by the ledger it is no version: moved"]
-    assert standing_of(desk.look()[0].entries).challenger is None
+    manager = new_alias_manager(line.root / "work", line.mlflow)
+    manager.aliases.set_alias("challenger", 1)
+    with manager.transaction("next") as transaction:
+        assert transaction.repairs == ["alias 'challenger' stood at version 1, by the ledger it is no version: moved"]
+    assert replay_ledger(manager.snapshot()[0].entries).challenger is None

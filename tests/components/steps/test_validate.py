@@ -151,7 +151,7 @@ class Plant:
         package = write_package(self.root / f"package-{threshold}", threshold=threshold)
         registry = open_registry(self.mlflow, run)
         ref = registry.register(KEY, package, run_id=open_run(self.mlflow, run), tags={})
-        registry.aliases(KEY).point("champion", ref.version)
+        registry.aliases(KEY).set_alias("champion", ref.version)
 
 
 def new_plant(root: Path) -> Plant:
