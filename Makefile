@@ -66,7 +66,7 @@ test-slow: setup ## The tests of more than a minute each
 chaos: setup ## Break everything that can break, and print how each case ended (half an hour)
 	$(PARALLEL) loadfile -m 'chaos and not gpu'
 
-benchmark: setup ## The figures of the README, as tables
+benchmark: setup ## the figures of tests/benchmarks/README.md, as tables
 	.venv/bin/python -m pytest -m benchmark -s tests/benchmarks
 
 check: setup ## Format, lint, types, layers, docstrings, spelling

@@ -6,8 +6,8 @@ by hand names it in its partition key or in the parameter ``partition``. A night
 but the report and succeeds; a night in which a step failed still writes its report, and fails.
 
 The runs of Airflow's own backfill, and runs with the parameter ``backfill``, replay a night of the data repository
-beside what serves (see "Backfill" in the README): they never move ``champion``, and go one after the other, oldest
-night first. One run at a time holds the model key: a nightly run that does not get it in time is skipped.
+beside what serves (see ``components/backfill/README.md``): they never move ``champion``, and go one after the other,
+oldest night first. One run at a time holds the model key: a nightly run that does not get it in time is skipped.
 
 Where the key has approvers, the task ``approve`` asks them between gate and promotion; where it has shadow nights, the
 step ``shadow`` scores the challenger beside the champion before the night's own candidate is trained. Where somebody is

@@ -30,7 +30,7 @@ __all__ = [
 def lite() -> RecipeConfig:
     """The embedded default: frozen EfficientNet-Lite0 trunk shared by teacher and students, 256 px, made for CPUs.
 
-    Extensions over the publication, all named in the README: images are brought to one exposure, the trunk is shared
+    Extensions over the publication, all named in ``stlm/README.md``: images are brought to one exposure, the trunk is shared
     and frozen, and a Gaussian per position of its normal features gives a second map, which merges exactly over
     nights. On solar cells of another kind than the quick start's (200 normals, one seed) that map alone reached image
     AUROC 0.918, aggregation alone 0.810, and this weighting 0.922; weights from 0.15 to 0.25 differ by 0.001.
@@ -183,7 +183,7 @@ def paper_banked() -> RecipeConfig:
 def isstad() -> IsstadRecipe:
     """ISSTAD small enough for CPUs: 128 px, 8 px patches, both stages from random weights, nothing to download.
 
-    Extensions, all named in the README: one exposure for every image, slight changes of brightness.
+    Extensions, all named in ``stlm/README.md``: one exposure for every image, slight changes of brightness.
     """
     return IsstadRecipe(
         name="isstad",

@@ -19,7 +19,17 @@ from stlm.zero_shot.prompts import load_prompts
 from tests.helpers.chaos_table import declared
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "infra/README.md")
+BESIDE = {
+    "promotion": "components/promotion/README.md",
+    "backfill": "components/backfill/README.md",
+    "annotation": "components/annotation/README.md",
+    "library": "stlm/README.md",
+    "chaos": "tests/chaos/README.md",
+    "benchmarks": "tests/benchmarks/README.md",
+    "infra": "infra/README.md",
+}
+"""Documents that stand beside what they are about."""
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *BESIDE.values())
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -35,9 +45,9 @@ def blocks(text: str, language: str) -> list[str]:
     return found
 
 
-def section(heading: str) -> str:
-    """The README's text from a heading to the next one."""
-    return README.split(f"\n{heading}\n", 1)[1].split("\n#", 1)[0]
+def section(heading: str, document: str = "README.md") -> str:
+    """A document's text from a heading to the next one."""
+    return f"\n{text_of(document)}".split(f"\n{heading}\n", 1)[1].split("\n#", 1)[0]
 
 
 def first_column(table: str) -> list[str]:
@@ -93,27 +103,34 @@ def test_the_readme_tells_of_every_step_of_a_night_in_order() -> None:
     assert first_column(section("## What a night does")) == list(STEPS)
 
 
-def test_the_readme_tells_of_every_recipe() -> None:
-    assert set(first_column(section("## The model, its recipes, a SAM checkpoint, GPUs"))) == set(RECIPES)
+def test_the_library_tells_of_every_recipe() -> None:
+    assert set(first_column(section("## The model, its recipes, a SAM checkpoint, GPUs", BESIDE["library"]))) == set(RECIPES)
 
 
-def test_the_readme_lists_every_case_of_make_chaos_and_how_it_ends() -> None:
-    rows = re.findall(r"^\| (.+) \| (.+) \|$", section("## When things break"), flags=re.MULTILINE)
+def test_the_document_lists_every_case_of_make_chaos_and_how_it_ends() -> None:
+    rows = re.findall(r"^\| (.+) \| (.+) \|$", section("# When things break", BESIDE["chaos"]), flags=re.MULTILINE)
     assert sorted(rows[1:]) == sorted(declared(ROOT / "tests"))
+
+
+def headings_of(path: Path) -> set[str]:
+    """Anchors of a document's headings."""
+    return {
+        re.sub(r"[^a-z0-9_ -]", "", heading.lower()).strip().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    }
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_to_files_and_headings_that_exist(document: str) -> None:
     text = text_of(document)
-    headings = {
-        re.sub(r"[^a-z0-9 -]", "", heading.lower()).strip().replace(" ", "-")
-        for heading in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
-    }
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings, f"{document} links to a heading {target} that is not there"
-        elif "://" not in target:
-            assert ((ROOT / document).parent / target).exists(), f"{document} links to {target}, which does not exist"
+        path, _, heading = target.partition("#")
+        if "://" in target:
+            continue
+        place = (ROOT / document).parent / path if path else ROOT / document
+        assert place.exists(), f"{document} links to {path}, which does not exist"
+        if heading:
+            assert heading in headings_of(place), f"{document} links to {target}, a heading that is not there"
 
 
 def test_the_code_map_names_real_folders_and_all_of_the_top_ones() -> None:
@@ -136,7 +153,10 @@ def test_step_modules_that_are_named_exist() -> None:
 
 
 def test_the_sample_configuration_is_one(tmp_path: Path) -> None:
-    sample, people, zero_shot, _, teacher = blocks(README, "toml")
+    (sample,) = blocks(README, "toml")
+    (people,) = blocks(text_of(BESIDE["promotion"]), "toml")
+    zero_shot, _ = blocks(text_of(BESIDE["annotation"]), "toml")
+    (teacher,) = blocks(text_of(BESIDE["library"]), "toml")
     path = tmp_path / "factory.toml"
     path.write_text(sample.partition("[[models]]")[0] + people, encoding="utf-8")
     assert load_config(path).model("gearbox.line2.top").approvers == ("ada", "bob")
@@ -152,7 +172,7 @@ def test_the_sample_configuration_is_one(tmp_path: Path) -> None:
 
 def test_the_sample_prompt_file_is_one(tmp_path: Path) -> None:
     path = tmp_path / "gearbox.toml"
-    path.write_text(blocks(README, "toml")[3], encoding="utf-8")
+    path.write_text(blocks(text_of(BESIDE["annotation"]), "toml")[1], encoding="utf-8")
 
     assert list(load_prompts(path).anomalous) == ["damage", "rust"]
 
@@ -202,3 +222,8 @@ def test_the_licence_is_the_whole_apache_licence() -> None:
     assert "Version 2.0, January 2004" in text
     assert "END OF TERMS AND CONDITIONS" in text
     assert len(text) > 10_000
+
+
+def test_the_readme_stays_short_and_names_every_document_beside_it() -> None:
+    assert len(README.splitlines()) <= 330
+    assert [document for document in BESIDE.values() if f"({document}" not in README] == []
