@@ -104,7 +104,8 @@ def test_the_readme_tells_of_every_step_of_a_night_in_order() -> None:
 
 
 def test_the_library_tells_of_every_recipe() -> None:
-    assert set(first_column(section("## The model, its recipes, a SAM checkpoint, GPUs", BESIDE["library"]))) == set(RECIPES)
+    recipes = section("## The model, its recipes, a SAM checkpoint, GPUs", BESIDE["library"])
+    assert set(first_column(recipes)) == set(RECIPES)
 
 
 def test_the_document_lists_every_case_of_make_chaos_and_how_it_ends() -> None:
