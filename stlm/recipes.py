@@ -30,8 +30,8 @@ __all__ = [
 def lite() -> RecipeConfig:
     """The embedded default: frozen EfficientNet-Lite0 trunk shared by teacher and students, 256 px, made for CPUs.
 
-    Extensions over the publication, all named in ``stlm/README.md``: images are brought to one exposure, the trunk is shared
-    and frozen, and a Gaussian per position of its normal features gives a second map, which merges exactly over
+    Extensions over the publication, all named in ``stlm/README.md``: images are brought to one exposure, the trunk is
+    shared and frozen, and a Gaussian per position of its normal features gives a second map, which merges exactly over
     nights. On solar cells of another kind than the quick start's (200 normals, one seed) that map alone reached image
     AUROC 0.918, aggregation alone 0.810, and this weighting 0.922; weights from 0.15 to 0.25 differ by 0.001.
 

@@ -43,7 +43,8 @@ def rows_of(reports: Iterable[pytest.TestReport]) -> list[Row]:
     """The rows, in the order in which their first tests were run."""
     rows: dict[tuple[str, str], Row] = {}
     for report in reports:
-        for case, outcome in (value for name, value in report.user_properties if name == _PROPERTY):
+        marks: list[Any] = [value for name, value in report.user_properties if name == _PROPERTY]
+        for case, outcome in marks:
             row = rows.setdefault((case, outcome), Row(case, outcome))
             row.seconds += report.duration
             if report.when == "call" or report.outcome != "passed":

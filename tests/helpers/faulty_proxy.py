@@ -65,8 +65,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(num_bytes)
         if fault == "reset":
             self._reset()
-        elif fault in _CODES:
-            self._answer(int(fault or 0), {}, f"<Error><Code>{_CODES[fault or '']}</Code></Error>".encode())
+        elif fault is not None and fault in _CODES:
+            self._answer(int(fault), {}, f"<Error><Code>{_CODES[fault]}</Code></Error>".encode())
         else:
             self._forward(body, fault)
 

@@ -52,7 +52,8 @@ class Golden:
     def scores(self, auroc: float, own_noise: Scores) -> Scores:
         """Scores of a model of this true AUROC; those of two models correlate by ``rho`` within a class."""
         shift = np.sqrt(2) * ndtri(min(auroc, 1 - 1e-6))
-        return np.sqrt(self.rho) * self.common + np.sqrt(1 - self.rho) * own_noise + shift * self.labels
+        scores: Scores = np.sqrt(self.rho) * self.common + np.sqrt(1 - self.rho) * own_noise + shift * self.labels
+        return scores
 
 
 def binormal_pair(

@@ -4,6 +4,7 @@ import io
 import pickletools
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,7 @@ def _pickles_in(name: str, content: bytes) -> list[str]:
     return []
 
 
-def _descr(content: bytes) -> object:
+def _descr(content: bytes) -> Any:
     stream = io.BytesIO(content)
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

@@ -64,6 +64,8 @@ def web_server(*answers: int) -> Iterator[Received]:
 
 
 class _MailHandler(socketserver.StreamRequestHandler):
+    server: "_MailServer"
+
     """One connection. It answers QUIT as no server should: the mail has been taken all the same."""
 
     def _say(self, *lines: str) -> None:
@@ -96,6 +98,7 @@ class _MailHandler(socketserver.StreamRequestHandler):
     def _start_tls(self) -> None:
         self._say("220 go on")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        assert self.server.certificate is not None
         context.load_cert_chain(self.server.certificate)
         self.request = context.wrap_socket(self.request, server_side=True)
         self.rfile, self.wfile = self.request.makefile("rb"), self.request.makefile("wb", buffering=0)
