@@ -1,14 +1,17 @@
-"""A night in a dozen lines, read from its records."""
+"""Summary of a night in at most a dozen lines, read from its records."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from components.core.contracts import RunRef
+from components.core.contracts import GateDecision, ModelKey, RunRef
+from components.core.next_steps import next_steps
 from components.core.run_records import StepRecord, failures, is_finished, is_locked, read_night
 
 __all__ = ["night_lines", "page_of", "verdict_of"]
 
+_MOST_RULES, _MOST_STEPS = 2, 2
+"""With the other lines a dozen."""
 _IMAGE_METRICS = {"image_auroc": "image AUROC", "false_alarm_rate_at_recall": "false-alarm rate at recall"}
 _PIXEL_METRICS = {"pixel_auroc": "pixel AUROC", "pixel_ap": "pixel AP", "pro": "PRO"}
 
@@ -22,6 +25,7 @@ def night_lines(run: RunRef) -> list[str]:
     lines += _training(records)
     lines += _metrics(records)
     lines += _verdict(records)
+    lines += _next_steps(run.key, records)
     if page := page_of(records):
         lines.append(f"  page       {page}")
     return lines
@@ -72,13 +76,16 @@ def _images(records: dict[str, StepRecord]) -> list[str]:
     text = f"{batch['num_images']} taken in {batch['num_lots']} lots" if batch else "none taken"
     if validation is not None:
         text += f", {validation['num_accepted']} accepted, {validation['num_quarantined']} quarantined"
+        by_count = sorted(validation["reasons"].items(), key=lambda item: (-item[1], item[0]))
+        if by_count:
+            text += f" ({', '.join(f'{reason} {count}' for reason, count in by_count)})"
         if validation["num_rejected"]:
             text += f", {validation['num_rejected']} rejected with lots {', '.join(validation['rejected_lots'])}"
     lines = [f"  images     {text}"]
-    if validation is not None and validation["reasons"]:
-        by_count = sorted(validation["reasons"].items(), key=lambda item: (-item[1], item[0]))
-        lines.append("             " + ", ".join(f"{reason} {count}" for reason, count in by_count))
-    return lines + [f"  left       {sentence}" for sentence in collected["waiting"]]
+    waiting = list(collected["waiting"])
+    if len(waiting) > 1:
+        waiting = [f"{waiting[0]} (and {len(waiting) - 1} more, on the page)"]
+    return lines + [f"  left       {sentence}" for sentence in waiting]
 
 
 def _training(records: dict[str, StepRecord]) -> list[str]:
@@ -121,8 +128,26 @@ def _estimate(label: str, estimate: dict[str, Any] | None) -> str:
 
 
 def _verdict(records: dict[str, StepRecord]) -> list[str]:
+    """The verdict with the rules that were not met, worst first, and how many were."""
     decision = _outputs(records, "gate")
     if decision is None:
         return []
-    lines = [f"  verdict    {decision['verdict']}"]
-    return lines + [f"             {reason['verdict']:<12} {reason['detail']}" for reason in decision["reasons"]]
+    unmet = [reason for reason in decision["reasons"] if reason["verdict"] != "PROMOTE"]
+    met = len(decision["reasons"]) - len(unmet)
+    unmet.sort(key=lambda reason: reason["verdict"] != decision["verdict"])
+    line = f"  verdict    {decision['verdict']}, {met} rule{'' if met == 1 else 's'} met"
+    if unmet:
+        line += f", {len(unmet)} not" + (
+            f"; {_MOST_RULES} of them, the rest on the page:" if len(unmet) > _MOST_RULES else ":"
+        )
+    return [line, *(f"             {reason['verdict']:<12} {reason['detail']}" for reason in unmet[:_MOST_RULES])]
+
+
+def _next_steps(key: ModelKey, records: dict[str, StepRecord]) -> list[str]:
+    decision = _outputs(records, "gate")
+    if decision is None:
+        return []
+    found = GateDecision.from_json(decision)
+    outcome = (_outputs(records, "promote") or {}).get("outcome", "")
+    steps = next_steps(key, found.verdict, found.reasons, candidate_key=found.candidate_key, outcome=outcome)
+    return [f"  {'next' if number == 0 else '':<10} {step}" for number, step in enumerate(steps[:_MOST_STEPS])]

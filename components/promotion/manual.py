@@ -245,6 +245,6 @@ def _people(inputs: PromoteByHandInputs, record: dict[str, Any]) -> dict[str, An
             "by": inputs.by,
             "second": inputs.second,
             "reason": inputs.reason,
-            "override_summary": {"verdict": verdict["verdict"], "judged_against": verdict["judged_against"]},
+            "overruled": {"verdict": verdict["verdict"], "judged_against": verdict["judged_against"]},
         },
     }

@@ -22,11 +22,12 @@ from components.adapters.mlflow.tracking import (
     set_tags,
 )
 from components.core.atomic_files import write_file
-from components.core.contracts import Reason, ReportRef, Verdict, from_json
+from components.core.contracts import GateDecision, Reason, ReportRef, Verdict, from_json
 from components.core.errors import InputError, TransientError
+from components.core.next_steps import next_steps
 from components.core.step_runner import run_once
 from components.rendering.charts import Chart, Charts, curves_svg
-from components.rendering.facts import LabelledValue, compact
+from components.rendering.facts import LabelledValue, with_unit
 from components.rendering.page import render
 from components.rendering.pictures import ThumbnailEncoder
 from components.steps.report.forgetting import EarlierNights, gather_nights
@@ -136,6 +137,7 @@ def _context(
         "gate_note": "" if decision is not None else why_missing(inputs, "gate"),
         "gate_caption": "" if decision is None else judged_against(inputs, decision),
         "reasons": [] if decision is None else [_reason(reason) for reason in decision.reasons],
+        "next_steps": () if decision is None else _next_steps(inputs, decision),
         "nights": nights,
         "images": gather_images(inputs, table, table_path, folder),
         "quarantine": gather_quarantine(inputs, table, table_path, album),
@@ -185,15 +187,22 @@ def _pictures(
     return score_charts(golden, names), gather_heat_maps(golden, album, inputs.settings.max_pictures)
 
 
+def _next_steps(inputs: ReportInputs, decision: GateDecision) -> tuple[str, ...]:
+    outcome = "" if inputs.promotion is None else inputs.promotion.outcome
+    return next_steps(
+        inputs.run.key, decision.verdict, decision.reasons, candidate_key=decision.candidate_key, outcome=outcome
+    )
+
+
 def _reason(reason: Reason) -> dict[str, str]:
     warned = reason.warning and reason.verdict is Verdict.PROMOTE
     return {
         "rule": reason.rule,
         "says": "met, but read" if warned else _SAYS[reason.verdict],
         "tone": "warn" if warned else _TONES[reason.verdict],
-        "value": compact(reason.value),
-        "limit": compact(reason.limit),
-        "detectable": compact(reason.detectable) if reason.detectable is not None else "",
+        "value": with_unit(reason.rule, reason.value),
+        "limit": with_unit(reason.rule, reason.limit),
+        "detectable": with_unit(reason.rule, reason.detectable) if reason.detectable is not None else "",
         "detail": reason.detail,
     }
 

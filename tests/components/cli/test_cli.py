@@ -1,6 +1,8 @@
 """The console: what it says of nights, how it refuses, and that its processes end with it."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -11,9 +13,11 @@ import psutil
 import pytest
 
 from components.cli import main
+from components.cli.main import _parser
 from components.cli.summary import night_lines, verdict_of
-from components.core.contracts import RunRef
+from components.core.contracts import GateDecision, Reason, RunRef, Verdict
 from components.core.errors import EXIT_INPUT_ERROR, InputError, TransientError
+from components.core.next_steps import next_steps
 from components.core.run_records import StepRecord, begin_step, is_finished, nights, read_night, write_record
 from components.local_stack.airflow_env import airflow_environment
 from components.local_stack.processes import ProcessGroup, free_port, port_is_free, stop_running
@@ -33,6 +37,18 @@ def _record(run: RunRef, step: str, outputs: dict[str, Any] | None = None, *, er
     write_record(
         run,
         StepRecord(step=step, outcome="FAILED" if error else "SUCCEEDED", seconds=1.0, detail=error, outputs=outputs),
+    )
+
+
+def _decision(verdict: Verdict, *reasons: Reason) -> GateDecision:
+    return GateDecision(
+        verdict=verdict,
+        reasons=reasons,
+        candidate_key="c" * 64,
+        champion_version=1,
+        bootstrap=False,
+        evaluation_digest="e" * 64,
+        package_digest="d" * 64,
     )
 
 
@@ -59,8 +75,8 @@ def _promoted_night(run: RunRef) -> None:
     metrics = {"image_auroc": 0.951, "pixel_auroc": 0.9, "pixel_ap": None, "pro": 0.5}
     _record(run, "evaluate", {"report_path": "missing", "metrics": metrics, "synthetic_pixels": True})
     _record(run, "export", {})
-    reasons = [{"verdict": "PROMOTE", "detail": "image_auroc is 0.951, not below the floor 0.700."}]
-    _record(run, "gate", {"verdict": "PROMOTE", "reasons": reasons})
+    floor = Reason(rule="floor image_auroc", verdict=Verdict.PROMOTE, detail="image_auroc is 0.951, not below 0.700.")
+    _record(run, "gate", _decision(Verdict.PROMOTE, floor).to_json())
     _record(run, "promote", {"outcome": "PROMOTED", "champion_version": 1})
     page = run.run_dir / "page.html"
     page.write_text("<html></html>")
@@ -72,16 +88,45 @@ def test_a_night_is_told_in_a_dozen_lines(world: TinyWorld) -> None:
     _promoted_night(run)
     assert night_lines(run) == [
         "Night 2026-03-01 of tiles.line1.cam1: promoted, champion is version 1",
-        "  images     20 taken in 2 lots, 17 accepted, 3 quarantined",
-        "             outlier 2, dark 1",
+        "  images     20 taken in 2 lots, 17 accepted, 3 quarantined (outlier 2, dark 1)",
         "  left       lot c has no manifest yet",
         "  training   61 s, 120 steps of a first model, 15 new and 0 replayed images (all steps together 9 s)",
         "  metrics    image AUROC 0.951, false-alarm rate at recall undefined",
         "             pixel AUROC 0.900, pixel AP undefined, PRO 0.500 (synthetic defects)",
-        "  verdict    PROMOTE",
-        "             PROMOTE      image_auroc is 0.951, not below the floor 0.700.",
+        "  verdict    PROMOTE, 1 rule met",
         f"  page       {run.run_dir / 'page.html'}",
     ]
+
+
+@pytest.mark.parametrize("verdict", [verdict for verdict in Verdict if verdict is not Verdict.PROMOTE])
+@pytest.mark.parametrize("rule", ["floor image_auroc", "champion pro", "enough good golden images", "golden set"])
+def test_a_refusal_is_told_in_a_dozen_lines_with_what_can_be_done(
+    world: TinyWorld, verdict: Verdict, rule: str
+) -> None:
+    run = world.run(NIGHTS[0])
+    _promoted_night(run)
+    unmet = [Reason(rule=f"{rule}", verdict=verdict, detail=f"finding {number}") for number in range(4)]
+    met = [Reason(rule="latency", verdict=Verdict.PROMOTE, detail="fast enough")] * 9
+    _record(run, "gate", _decision(verdict, *met, *unmet).to_json())
+    _record(run, "promote", {"outcome": "REFUSED", "champion_version": 1})
+    _record(run, "report", {"page_path": "page.html"})
+
+    lines = night_lines(run)
+
+    assert len(lines) <= 12
+    assert f"  verdict    {verdict.value}, 9 rules met, 4 not; 2 of them, the rest on the page:" in lines
+    assert any(line.startswith("  next       ") for line in lines)
+    for command in re.findall(r"`stlm ([^`]+)`", "\n".join(lines)):
+        assert _parser().parse_args(shlex.split(command)).reason == "WHY"
+
+
+@pytest.mark.parametrize("outcome", ["FROZEN", "REFUSED", "STALE_DECISION", "PROMOTED"])
+def test_a_candidate_that_passed_and_does_not_serve_says_what_is_left_to_do(world: TinyWorld, outcome: str) -> None:
+    steps = next_steps(KEY, Verdict.PROMOTE, (), candidate_key="c" * 64, outcome=outcome)
+
+    assert bool(steps) == (outcome != "PROMOTED")
+    for command in re.findall(r"`stlm ([^`]+)`", "\n".join(steps)):
+        assert _parser().parse_args(shlex.split(command)).key == KEY.slug
 
 
 def test_status_and_report_find_the_nights(world: TinyWorld, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +264,7 @@ def test_a_second_owner_is_refused_and_can_stop_the_first(tmp_path: Path) -> Non
     script = (
         "import sys; from pathlib import Path; from components.local_stack.processes import *\n"
         "state = Path(sys.argv[1])\n"
-        "with interruptible(), Programs(state) as programs:\n"
+        "with interruptible(), ProcessGroup(state) as programs:\n"
         f"    programs.start('family', [sys.executable, '-c', {_FAMILY!r}], {{}}, state / 'log')\n"
         "    print('up', flush=True)\n"
         "    try:\n"
@@ -255,7 +300,7 @@ def test_what_a_killed_owner_left_behind_can_be_stopped_from_elsewhere(tmp_path:
     script = (
         "import os, sys; from pathlib import Path; from components.local_stack.processes import *\n"
         "state = Path(sys.argv[1])\n"
-        "with Programs(state) as programs:\n"
+        "with ProcessGroup(state) as programs:\n"
         f"    programs.start('family', [sys.executable, '-c', {_FAMILY!r}], {{}}, state / 'log')\n"
         "    print('up', flush=True)\n"
         "    import time; time.sleep(60)\n"

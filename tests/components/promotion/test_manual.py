@@ -136,7 +136,7 @@ def test_two_people_let_in_what_the_gate_refused_and_everybody_sees_it(console: 
         "by": "Ada",
         "second": "Bob",
         "reason": "wanted on line 1",
-        "override_summary": {"verdict": "REJECT", "judged_against": 1},
+        "overruled": {"verdict": "REJECT", "judged_against": 1},
     }
     # The freeze holds on for the nights.
     assert replay_ledger(chain.entries).frozen is not None
