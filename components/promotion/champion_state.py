@@ -31,6 +31,8 @@ class ChampionState:
     """Version -> the entry that first made it champion."""
     frozen: Entry | None = None
     """The entry since which nothing is promoted by itself."""
+    rolled_back: bool = False
+    """Whether the latest change of champion is a roll-back, and nobody has lifted a freeze since."""
     open_intent: Entry | None = None
     """An intent that was neither committed nor aborted: its writer is at it, or died."""
     last_commit: Entry | None = None
@@ -50,12 +52,6 @@ class ChampionState:
     def past_champions(self) -> frozenset[int]:
         """Every version that ever was champion."""
         return frozenset(self.commits) | frozenset(self.line)
-
-    @property
-    def rolled_back(self) -> bool:
-        """Whether the latest change of champion is a roll-back whose own freeze still holds."""
-        last = self.last_commit
-        return last is not None and last.body["action"] == "rollback" and self.frozen == last
 
     @property
     def bootstrapped(self) -> bool:
@@ -149,6 +145,7 @@ def _commit(state: ChampionState, entry: Entry) -> ChampionState:
         commits=dict(state.commits) | ({} if champion in state.commits else {champion: entry}),
         # Whoever takes a model back does not want the next night to bring it again.
         frozen=entry if action == "rollback" else state.frozen,
+        rolled_back=action == "rollback",
         open_intent=None,
         last_commit=entry,
         challenge=None if champion == state.challenger else state.challenge,
@@ -170,7 +167,7 @@ _READERS: dict[str, Callable[[ChampionState, Entry], ChampionState]] = {
     "commit": _commit,
     "abort": lambda state, _: replace(state, open_intent=None),
     "freeze": lambda state, entry: replace(state, frozen=entry),
-    "unfreeze": lambda state, _: replace(state, frozen=None),
+    "unfreeze": lambda state, _: replace(state, frozen=None, rolled_back=False),
     "challenge": _challenge,
     "shadow": lambda state, entry: replace(state, shadows=(*state.shadows, entry)),
     "drop": _drop,

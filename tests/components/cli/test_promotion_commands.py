@@ -150,6 +150,16 @@ def test_a_roll_back_after_the_freeze_of_the_first_one_was_lifted_goes_further_b
     assert "version 1 serves again instead of version 2" in out
 
 
+def test_a_freeze_on_top_of_the_one_of_a_roll_back_sends_the_next_roll_back_no_further(console: Console) -> None:
+    assert "version 1 serves again" in console.run("rollback", "--reason", "false alarms", "--by", "Ada")[1]
+    console.run("freeze", "--reason", "audit", "--by", "Eve")
+
+    code, out, err = console.run("rollback", "--reason", "false alarms", "--by", "Bob")
+
+    assert code == 0, err
+    assert "version 1 is the champion already: Ada took it back from version 2" in out
+
+
 def test_a_roll_back_goes_to_a_champion_from_before_there_was_a_ledger(console: Console) -> None:
     shutil.rmtree(console.ledger)
     for tag in ("stlm.ledger_head", "stlm.last_champion"):
