@@ -1,4 +1,4 @@
-"""Old checkpoints, candidates and pages make room; what the ledger names, and what runs, stays.
+"""Retention: old checkpoints, candidates and pages make room; what the ledger names, and what runs, stays.
 
 Of a night that is old enough and ended:
 

@@ -1,4 +1,4 @@
-"""What a training takes beside images, as the settings name it: networks, teacher, textures, device."""
+"""Training resources beside images, as the settings name them: networks, teacher, textures, device."""
 
 from pathlib import Path
 

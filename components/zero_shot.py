@@ -1,4 +1,4 @@
-"""Who can judge images and draw masks, as the configuration says: CLIP or a champion, SAM or the bare map."""
+"""Zero-shot models, as the configuration says: CLIP or a champion for scores, SAM or the bare map for masks."""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The question to people between gate and promotion, and the answer bound to what they were asked about."""
+"""Approval task: the question to people between gate and promotion, and the answer bound to its candidate."""
 
 import datetime as dt
 from collections.abc import Sequence

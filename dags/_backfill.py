@@ -1,4 +1,4 @@
-"""What the steps of ``nightly_retrain`` do differently in a night that is replayed."""
+"""Backfill wiring: what the steps of ``nightly_retrain`` do differently in a night that is replayed."""
 
 from typing import TYPE_CHECKING, Any
 

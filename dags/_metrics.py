@@ -1,4 +1,4 @@
-"""Our own figures beside Airflow's, by Airflow's own way: StatsD or OpenTelemetry, as its section ``[metrics]`` says.
+"""Metrics beside Airflow's, by Airflow's own way: StatsD or OpenTelemetry, as its section ``[metrics]`` says.
 
 Each figure goes out twice, like Airflow's: ``stlm.<name>`` with the tags product, line and camera, and
 ``stlm.<product>.<line>.<camera>.<name>`` for a plain StatsD, which knows no tags.

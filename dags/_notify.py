@@ -1,4 +1,4 @@
-"""The last task of a night, where somebody is to be told how it ended."""
+"""Notify task: the last one of a night, where somebody is to be told how it ended."""
 
 import logging
 from typing import Any

@@ -1,4 +1,4 @@
-"""Calls a component from a task: names the night, maps errors to retry or fail, keeps a record of how it went.
+"""Task runner: calls a component, names the night, maps errors to retry or fail, records how it went.
 
 A step is a function ``(run, *outputs of the steps it depends on) -> contract``. Between two steps travels only the
 plain JSON of a contract; no component sees Airflow.

@@ -189,8 +189,8 @@ def nightly_retrain(config: PipelineConfig, model: ModelSettings) -> DAG:
         validation = validate(dataset)
         shadowed = [_shadow(step, config, model)(dataset, validation)] if model.shadow_nights else []
         candidate = fine_tune(dataset, validation)
-        # Two steps of one run cannot hold the key at once: the later one would take the other's fence. And a verdict
-        # is stale where the challenger takes over, so it comes before the night's own candidate.
+        # Two steps of one run cannot hold the key at once: the later one would take the other's fence. The night builds
+        # on the champion that validation pinned: where the challenger takes over, its own candidate's verdict is stale.
         shadowed >> candidate
         evaluation = evaluate(candidate, validation)
         package = export(candidate, evaluation, validation)

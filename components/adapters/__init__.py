@@ -1,1 +1,1 @@
-"""The outside world behind small Protocols: storage, DVC, the model registry."""
+"""Adapters: one outside system each, behind small Protocols."""

@@ -1,4 +1,4 @@
-"""A lease with a fencing number: one writer at a time, and one who overslept can be told from the one who may write.
+"""Lease with a fencing token: one writer at a time, and one who overslept can be told from the one who may write.
 
 A lease is one small JSON object in a store, taken and renewed by conditional puts. Every taking raises its fence by
 one, also when a dead holder's lease is taken over after it ran out. A paused process cannot know that its lease is

@@ -1,4 +1,4 @@
-"""An append-only ledger: one small object an entry, each holding the sha256 of the one before it.
+"""Append-only ledger: one small object an entry, each holding the sha256 of the one before it.
 
 ``<root>/<registered model>/00000001.json``, ``00000002.json``, ... in canonical JSON. An entry is written by a
 conditional put: of all writers that want to be number n exactly one is, and being it is the moment at which what the

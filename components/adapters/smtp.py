@@ -1,4 +1,4 @@
-"""A plain-text mail over SMTP."""
+"""SMTP client: one plain-text mail."""
 
 import contextlib
 import smtplib

@@ -1,4 +1,4 @@
-"""A signed POST of JSON, after the Standard Webhooks specification, for which receivers find ready libraries.
+"""Webhook client: a signed POST of JSON, after Standard Webhooks, for which receivers find ready libraries.
 
 The headers ``webhook-id``, ``webhook-timestamp`` and ``webhook-signature`` go with the body; the signature is
 ``v1,`` and the base64 of HMAC-SHA256 over ``<id>.<timestamp>.<body>``. Neither address nor secret is ever logged.

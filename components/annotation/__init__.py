@@ -1,1 +1,1 @@
-"""What a person looks at and decides: images before a product's first night, and proposed masks."""
+"""Annotation: what a person accepts or rejects, images before a first night and proposed masks."""

@@ -1,4 +1,4 @@
-"""The images of a folder: which can be judged, and in one line why the others cannot."""
+"""Source images of a folder: which can be scored, and in one line why the others cannot."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

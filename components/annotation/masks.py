@@ -1,4 +1,4 @@
-"""Masks of confirmed defects, proposed from a map, put before a person, and saved into the golden set after a yes."""
+"""Mask annotation: masks of confirmed defects, proposed from a map, saved in the golden set after a person's yes."""
 
 import hashlib
 import logging

@@ -1,4 +1,4 @@
-"""The page on which a person accepts or rejects; it works from a file, without any server."""
+"""Annotation page: a person accepts or rejects on it; it works from a file, without any server."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What was put before a person, and what the person decided: both small JSON files, bound to each other by a digest.
+"""Review records: what was put before a person, and what the person decided, bound to each other by a digest.
 
 ``<work_dir>/reviews/<key>/<kind>-<digest of the inputs>/`` keeps ``record.json``, ``page.html``, ``heat_maps/`` and
 ``masks/``. The page hands out ``decisions.json``, which names the digest of the record.

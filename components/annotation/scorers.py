@@ -1,4 +1,4 @@
-"""Who judges: the key's champion, or CLIP."""
+"""Scorers: the key's champion, or CLIP."""
 
 import hashlib
 from pathlib import Path

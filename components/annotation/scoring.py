@@ -1,4 +1,4 @@
-"""Judge the images of a folder, draw masks for some, and write both down as pictures."""
+"""Scoring of a folder's images, with masks for some, and both written down as pictures."""
 
 import hashlib
 import io

@@ -1,1 +1,1 @@
-"""Old nights once more: their plan, the chain of replayed candidates, and the scores of old ones on today's images."""
+"""Backfill: old nights once more, their plan, the replay of candidates, and old ones on today's golden set."""

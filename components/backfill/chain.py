@@ -1,4 +1,4 @@
-"""The chain of a replay: which nights, in which order, and each built on the one before.
+"""Replay plan: which nights, in which order, and each built on the one before.
 
 A replay has a name and a folder, ``<work_dir>/backfill/<key>/<name>/``. ``chain.json`` says where it starts: the
 ancestor and the first night. A night that went through leaves ``replayed.json`` in its run folder, written last. It is

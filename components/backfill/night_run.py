@@ -1,4 +1,4 @@
-"""One replayed night without a scheduler: the nine steps, one after the other, each leaving its record."""
+"""Night run without a scheduler: the nine steps, one after the other, each leaving its record."""
 
 import logging
 import shutil

@@ -1,4 +1,4 @@
-"""What a replayed night starts from, pinned before its first step so that a try after a crash starts from the same.
+"""Start of a replayed night, pinned before its first step so that a try after a crash starts from the same.
 
 The same functions serve a night that Airflow runs and one that ``stlm backfill`` runs: they check that it is this
 night's turn, find its images in the data repository, and note what it came to.

@@ -1,4 +1,4 @@
-"""Old nights once more, started by a person: their plan, their replay, or their candidates on today's golden set.
+"""Replay of old nights, started by a person: their plan, the nights, or their candidates on today's golden set.
 
 A *replay* rebuilds a lineage from an ancestor, night by night, each from the candidate of the night before. It lives
 beside the real one: in a branch of the data repository (``backfill/<key>/<name>``), in registered versions with the

@@ -1,4 +1,4 @@
-"""The candidates of old nights, and the champion, on today's golden set, beside what was measured on their own night.
+"""Rescoring of old candidates and the champion on today's golden set, beside the figures of their own night.
 
 ``<work_dir>/evaluations/<key>/<digest>/`` keeps ``scores.json`` and ``scores.html``; the digest is over the packages,
 the golden set and the settings, so that the same question is answered at once.

@@ -1,4 +1,4 @@
-"""What a person decides on: images before a product's first night, and masks for the golden set."""
+"""``stlm screen`` and ``stlm masks``: pages on which a person decides, and the decisions carried out."""
 
 import webbrowser
 from pathlib import Path

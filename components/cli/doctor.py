@@ -1,4 +1,4 @@
-"""Is everything there that a night needs? One line a check, and what to do about what is missing."""
+"""``stlm doctor``: one line a check, and what to do about what is missing."""
 
 import importlib.util
 import json

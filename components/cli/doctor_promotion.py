@@ -1,4 +1,4 @@
-"""The doctor's questions about promotion: do ledger, aliases, lease and golden set tell one story?"""
+"""Checks of ``stlm doctor`` on promotion: do ledger, aliases, lease and golden set tell one story?"""
 
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -1,4 +1,4 @@
-"""Arguments in, exit code out; every command's work is in a module of its own."""
+"""Command line ``stlm``: arguments in, exit code out; every command's work is in a module of its own."""
 
 import argparse
 import os

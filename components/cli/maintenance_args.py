@@ -1,4 +1,4 @@
-"""Arguments of the commands for those who keep it running."""
+"""Arguments of the commands about maintenance."""
 
 import argparse
 import datetime as dt

@@ -1,4 +1,4 @@
-"""Nights one after the other under Airflow's own scheduler, as the clock would start them."""
+"""``stlm nightly``: nights one after the other under Airflow's own scheduler, as the clock would start them."""
 
 import contextlib
 import time

@@ -1,4 +1,4 @@
-"""What a check of the doctor found."""
+"""Error of a check of the doctor."""
 
 __all__ = ["CheckError"]
 

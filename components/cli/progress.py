@@ -1,4 +1,4 @@
-"""A run as it goes: one line when a step changes, and the newest word from the step that is at work."""
+"""Progress of a run: one line when a step changes, and the newest word from the step that is at work."""
 
 import json
 import sys

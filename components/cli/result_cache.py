@@ -1,4 +1,4 @@
-"""Results of long measurements, kept one by one: a run that was stopped goes on where it stood."""
+"""Result cache of long measurements: a run that was stopped goes on where it stood."""
 
 import hashlib
 import json

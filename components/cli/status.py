@@ -1,4 +1,4 @@
-"""What serves now, how the last nights went, and where their pages are."""
+"""``stlm status``: what serves now, how the last nights went, and where their pages are."""
 
 import json
 import webbrowser

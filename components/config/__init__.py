@@ -1,4 +1,4 @@
-"""The pipeline's configuration: one TOML file, read strictly into frozen dataclasses.
+"""Configuration of the pipeline: one TOML file, read strictly into frozen dataclasses.
 
 ``infra/quickstart.toml`` carries every field with its default and a comment. Relative paths are relative to the
 folder of the configuration file. Nothing heavy is imported here.

@@ -1,4 +1,4 @@
-"""What operators are told, when and by which way; secrets are named here, never written."""
+"""Settings of notifications: what operators are told, when and how; secrets are named here, never written."""
 
 import re
 from dataclasses import dataclass

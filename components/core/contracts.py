@@ -1,4 +1,4 @@
-"""What passes between the steps: small, frozen, strictly checked, and JSON on the wire.
+"""Contracts between the steps: small, frozen, strictly checked, and JSON on the wire.
 
 Only the standard library and its like, ``stlm.strict_json``, are imported here, so that a DAG file or a command line
 starts at once.

@@ -1,4 +1,4 @@
-"""Arrays on disk: written whole or not at all, and refused in one way where a file is damaged."""
+"""Array files: written whole or not at all, and refused in one way where a file is damaged."""
 
 import io
 import tokenize

@@ -1,4 +1,4 @@
-"""What became of each step of a night: small records next to the steps' folders, for reports and for people.
+"""Run records: what became of each step of a night, in small files for reports and for people.
 
 ``<run_dir>/records/<step>.json`` always tells of the latest try. A step that starts again removes its own record and
 those of the steps after it, so that no record outlives what it was built on.

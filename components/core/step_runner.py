@@ -1,4 +1,4 @@
-"""How every step runs: remembered by its inputs, and callable from a shell with the same JSON.
+"""Step runner: a step is remembered by its inputs, and callable from a shell with the same JSON.
 
 A step's folder is ``<run_dir>/<step>/<first 16 hex digits of the inputs' digest>``. ``outputs.json`` is written last
 and atomically, so it is there exactly when the step is done; a second call with equal inputs returns it unchanged.

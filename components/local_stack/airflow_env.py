@@ -1,4 +1,4 @@
-"""The environment in which Airflow runs the nights on one machine: one place for every setting.
+"""Environment of Airflow on one machine: one place for every setting.
 
 The tests, the command ``stlm`` and ``make`` all start Airflow with it; a cluster sets the same names in its own way.
 Only the standard library is imported here.

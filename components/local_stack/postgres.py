@@ -1,4 +1,4 @@
-"""A PostgreSQL server of one's own, without an installation or root's help: the binaries come from a Python package.
+"""PostgreSQL server of one's own, without an installation or root: the binaries come from a Python package.
 
 Its data lie in a folder; logins need a password, and it listens on loopback only. PostgreSQL refuses to run as root, so
 root runs a copy of the binaries as ``nobody``.

@@ -1,4 +1,4 @@
-"""Long-running programs on this machine: started with their own log, ended with everything they started."""
+"""Process group: long-running programs with their own logs, ended with everything they started."""
 
 import contextlib
 import json

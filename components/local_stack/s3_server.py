@@ -1,4 +1,4 @@
-"""An S3 server of one's own: seaweedfs, one binary from a Python package, on loopback, with its data in a folder."""
+"""S3 server of one's own: seaweedfs, one binary from a Python package, on loopback, with its data in a folder."""
 
 import secrets
 import socket

@@ -1,4 +1,4 @@
-"""PostgreSQL, S3, MLflow's server and all of Airflow on loopback, from one command, without root or containers.
+"""Services of ``stlm up-services``: PostgreSQL, S3, MLflow's server and all of Airflow, without root or containers.
 
 Everything lies in one folder, ``<state>/services``: the servers' data, the passwords that were drawn for them, the
 work folder and the data repository. A second start finds it all again, at the same ports: addresses are part of what

@@ -1,4 +1,4 @@
-"""Both web interfaces on loopback, until Ctrl-C."""
+"""Web interfaces of Airflow and MLflow on loopback, until Ctrl-C."""
 
 import sys
 import time

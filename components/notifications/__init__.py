@@ -1,1 +1,1 @@
-"""What operators are told of the nights, and how it reaches them."""
+"""Notifications: what operators are told of nights, and how it reaches them."""

@@ -1,4 +1,4 @@
-"""Who serves, for a message that must go out even where nobody can say."""
+"""Current champion, for a message that must go out even where MLflow does not answer."""
 
 import logging
 from pathlib import Path

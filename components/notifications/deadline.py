@@ -1,4 +1,4 @@
-"""The deadline of a night: whether training is done by then, and word of it where not. The champion stays.
+"""Deadline check of a night: whether training is done by then, and word of it where not. The champion stays.
 
 It looks at the night's records alone, so that it also finds a night that never began because its DAG is paused or
 another run holds the key.

@@ -1,4 +1,4 @@
-"""Getting a message out: once per channel, tried again where that may help, and never at the cost of a night."""
+"""Delivery of a message: once per channel, tried again where that may help, never at the cost of a night."""
 
 import datetime as dt
 import logging

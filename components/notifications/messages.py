@@ -1,4 +1,4 @@
-"""What is said: one message of a night, the same words for machines and for people."""
+"""Messages: one of a night, the same words for machines and for people."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

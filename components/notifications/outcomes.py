@@ -1,4 +1,4 @@
-"""How nights ended, by their records alone, and how many in a row ended badly."""
+"""Run outcomes: how nights ended, by their records alone, and how many in a row ended badly."""
 
 import json
 from collections.abc import Mapping

@@ -1,1 +1,1 @@
-"""Moving aliases so that it can be trusted and taken back: the only code that moves one."""
+"""Promotion: the only code that moves an alias, so that a move can be trusted and taken back."""

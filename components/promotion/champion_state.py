@@ -1,4 +1,4 @@
-"""Who is what, by the ledger: read entry by entry, so that it can be told for any moment."""
+"""Champion state: the ledger replayed entry by entry, so that it can be told for any moment."""
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""Promote by hand: a person names a candidate, and it takes over if the gate said so, or if two people break the glass.
+"""Manual promotion: a named candidate takes over if the gate said so, or if two people break the glass.
 
 The candidate is named by its version or by (the beginning of) its key; one that no night registered is looked for in
 the records of the nights. By the ordinary way it must carry a verdict of PROMOTE against the present champion, on the

@@ -1,4 +1,4 @@
-"""The promotion record: what shall be known for good of a version that became champion."""
+"""Promotion record: what shall be known for good of a version that became champion."""
 
 import hashlib
 import importlib.metadata

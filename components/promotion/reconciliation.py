@@ -1,4 +1,4 @@
-"""Aliases and tags of a registered model put where the ledger says, by whoever looks; that needs no lease."""
+"""Reconciliation: aliases and tags are put where the ledger says, by whoever looks; that needs no lease."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

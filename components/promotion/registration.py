@@ -1,4 +1,4 @@
-"""A judged candidate on its way into the registry: is it what was judged, does it load, what shall be known of it?"""
+"""Registration of a judged candidate: is it what was judged, does it load, what shall be known of it?"""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Roll back: an earlier champion serves again, and nothing is promoted until somebody says so.
+"""Roll-back: an earlier champion serves again, and nothing is promoted until somebody says so.
 
 The target must have been champion before, be complete in the registry, be the package that was promoted then, and load
 in a clean process. Where the default target is asked for twice, the second call finds the first one's work: to go

@@ -1,4 +1,4 @@
-"""The bill of materials of an environment: every installed distribution, in CycloneDX's JSON, byte for byte the same.
+"""SBOM of an environment: every installed distribution, in CycloneDX's JSON, byte for byte the same.
 
 A promotion record names it by its sha256, so that it can be said years later what a champion was made and checked with.
 """

@@ -1,4 +1,4 @@
-"""The key with which an installation vouches for what it lets in, and the keys whose word counts.
+"""Signing: the key that vouches for what an installation lets in, and the keys whose word counts.
 
 Without a key of its own an installation makes one on first use, below ``work_dir``: whoever can write there can sign.
 A key from a secret store keeps the two apart.

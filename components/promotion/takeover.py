@@ -1,4 +1,4 @@
-"""Whether a registered version may take over now, and the move if so."""
+"""Takeover: whether a registered version may become champion now, and the move if so."""
 
 import logging
 from collections.abc import Mapping

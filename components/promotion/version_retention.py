@@ -1,4 +1,4 @@
-"""What may go, and what somebody may ask for: MLflow deletes the aliases of a version with it."""
+"""Retention of registered versions: MLflow deletes the aliases of a version with it, so few may go."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,4 +1,4 @@
-"""The quick start's data: real photographs of solar cells, three nights of them with real trouble, and a golden set.
+"""Quick start's data: real photographs of solar cells, three nights with real trouble, and a golden set.
 
 The photographs come from the installed package ``elpv-dataset`` (images CC BY-NC-SA 4.0; for demonstration only).
 ``data/landing`` holds the three nights' lots, ``data/golden`` the golden set in MVTec layout, ``data/planted.json``

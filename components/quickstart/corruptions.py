@@ -1,4 +1,4 @@
-"""Images gone wrong, made the same on every machine: integer arithmetic, and PNG files without a compressor."""
+"""Corruptions of images, the same on every machine: integer arithmetic, and PNG without a compressor."""
 
 import struct
 import zlib

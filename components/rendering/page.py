@@ -1,4 +1,4 @@
-"""Fill a page's template; every dynamic text is escaped."""
+"""Page template: filled with every dynamic text escaped."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Small pictures as data URIs, within a byte budget for the whole page."""
+"""Thumbnails as data URIs, within a byte budget for the whole page."""
 
 import base64
 import io

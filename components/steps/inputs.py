@@ -1,4 +1,4 @@
-"""The inputs of a night's steps, from the configuration and from what the steps before gave: the one place that knows.
+"""Inputs of a night's steps, from the configuration and from what the steps before gave: the one place that knows.
 
 The scheduler's tasks, a replay without a scheduler and tests build the same inputs, so that a step finds its outputs
 again whoever runs it. A step's module is imported when its inputs are asked for: some take seconds.

@@ -1,4 +1,4 @@
-"""The data repository: git for what a night was, DVC for its images.
+"""Data repository: git for what a night was, DVC for its images.
 
 One tracked folder ``data/`` with one ``data.dvc``; a night is ``data/<product>/<line>/<camera>/<partition>/`` with the
 batch manifest and one folder per lot. A night is added *virtually*: DVC merges the new entries into the folder's

@@ -1,4 +1,4 @@
-"""The few git commands that the data repository needs, without a user's configuration or a wall clock in them."""
+"""Git client: the few commands that the data repository needs, without a user's configuration or a wall clock."""
 
 import logging
 import os

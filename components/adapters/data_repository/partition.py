@@ -1,4 +1,4 @@
-"""What a partition of the data repository holds: names, digests and checked copies."""
+"""Partition of the data repository: names, digests and checked copies of a night's files."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What tracking and registry share: a client that fails fast, and failures sorted into bad input and bad luck."""
+"""MLflow client of tracking and registry: it fails fast, and tells bad input from bad luck."""
 
 import contextlib
 import socket

@@ -1,4 +1,4 @@
-"""A package dressed as an MLflow model: models-from-code, with this library beside it, and nothing pickled."""
+"""Pyfunc model of a package: models-from-code, with what it imports of the library, and nothing pickled."""
 
 import ast
 import importlib.metadata

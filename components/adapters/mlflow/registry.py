@@ -1,4 +1,4 @@
-"""The model registry: versions that are complete before they are visible.
+"""Model registry: versions that are complete before they are visible.
 
 A version's identity is the tag pair ``stlm.candidate_key`` and ``stlm.package_digest``: registering it again finds it.
 The tags are written in the same transaction as the version, after its files, so a crash leaves either nothing that

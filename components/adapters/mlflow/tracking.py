@@ -1,4 +1,4 @@
-"""The night's MLflow run: one per model key and partition, opened by whoever comes first.
+"""MLflow run of a night: one per model key and partition, opened by whoever comes first.
 
 Every function may be called again with the same arguments: metrics carry timestamps derived from the night instead of
 the clock, so that a repeated value is the same row, and artifacts are overwritten in place.

@@ -1,4 +1,4 @@
-"""A bucket behind the Protocol of :mod:`components.adapters.storage`."""
+"""S3 bucket as a store, behind the Protocol of :mod:`components.adapters.storage.base`."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Landing zone -> the night's batch: complete lots, copied and checked byte for byte.
+"""Collect: landing zone -> the night's batch of complete lots, copied and checked byte for byte.
 
 A lot is a folder ``<landing>/<product>/<line>/<camera>/<lot>/`` with images and, written last by the producer, a
 manifest: ``{"key": "product.line.camera", "lot": "...", "date": "YYYY-MM-DD", "images": [{"name", "bytes", "sha256",

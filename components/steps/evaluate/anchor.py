@@ -1,4 +1,4 @@
-"""The anchor: the best version that was ever approved, measured through its exported file, and then remembered.
+"""Anchor measurement: the best approved version, measured through its exported file, and then remembered.
 
 Its exported file runs whatever becomes of the code that trained it, and faster. The anchor changes seldom, and so do
 the golden images: what was measured is kept in ``<work_dir>/cache/anchor-<key>.npz`` until package, golden set or code

@@ -1,4 +1,4 @@
-"""Normals that no model has learnt from: this night's, and those of earlier nights that travel with the model."""
+"""Held-out normals that no model has learnt from: this night's, and those that travel with the model."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Golden images among those that the candidate, or a model it descends from, may have learnt from."""
+"""Leakage check: golden images among those that the candidate, or a model it descends from, may have learnt from."""
 
 from collections.abc import Sequence
 from typing import Any

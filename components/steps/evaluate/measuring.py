@@ -1,4 +1,4 @@
-"""Candidate and champion: loaded from their packages, and measured on the golden set."""
+"""Measuring of candidate and champion: loaded from their packages, on the golden set."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Measure the candidate, the champion and the anchor, in one run, on the same golden images.
+"""Evaluate: candidate, champion and anchor are measured in one run, on the same golden images.
 
 Files in the step's folder (all figures plain JSON numbers; ``null`` with a reason where a metric is undefined)::
 

@@ -1,4 +1,4 @@
-"""Train the night's candidate: without a parent on a first night, from the champion afterwards.
+"""Fine-tune: the night's candidate is trained, from nothing on a first night, from the champion afterwards.
 
 The step's folder holds, beside ``outputs.json``: ``images/`` (this night's normals and the replay), ``corruptions/``
 (pre-made pseudo-anomalies), ``checkpoint.pt``, ``package/`` (weights, recipe, lineage, replay), ``held_out.json``

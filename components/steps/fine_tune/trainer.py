@@ -1,4 +1,4 @@
-"""Training itself, in this process or in several that ``torchrun`` starts, with what may go wrong on a device.
+"""Trainer: in this process or in several that ``torchrun`` starts, with what may go wrong on a device.
 
 Run by ``torchrun`` as ``python -m components.steps.fine_tune.trainer FOLDER`` on the job that lies in the folder.
 """

@@ -1,4 +1,4 @@
-"""Rules on the candidate's own figures: enough images, floors, false alarms."""
+"""Absolute limits of the gate: enough images, floors, false alarms."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What evaluation stored, read back and checked: of this candidate, whole and unaltered."""
+"""Evidence of the gate: what evaluation stored, read back and checked, of this candidate, whole and unaltered."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Is the yardstick still the same, and was nothing learnt from it?"""
+"""Golden set rules of the gate: is it still the same one, and was nothing learnt from it?"""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What the gate is told."""
+"""Inputs of the gate."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""Candidate against champion and anchor, metric by metric, on resamples of the golden set shared by all of them."""
+"""Non-inferiority rules: against champion and anchor, metric by metric, on shared resamples of the golden set."""
 
 import hashlib
 import math

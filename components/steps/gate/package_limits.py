@@ -1,4 +1,4 @@
-"""Rules on what would be served: same decisions, in time, of bearable size."""
+"""Package limits of the gate: same decisions, in time, of bearable size."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What would change for the people at the line: alarms, forgotten nights, other decisions."""
+"""Regression rules of the gate: alarms, forgotten nights, other decisions than the champion's."""
 
 import datetime as dt
 import hashlib

@@ -1,4 +1,4 @@
-"""Decide whether the candidate may replace the champion.
+"""Gate: decide whether the candidate may replace the champion.
 
 Rules, one reason each; the overall verdict is the gravest of them (ERROR > REJECT > INCONCLUSIVE > PROMOTE):
 

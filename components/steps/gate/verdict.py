@@ -1,4 +1,4 @@
-"""All rules on the evidence, and what follows for the anchor."""
+"""Verdict of the gate: all rules on the evidence, and what follows for the anchor."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A night that ended -> a message to people and machines; nothing that goes wrong here costs the night."""
+"""Notify: a night that ended -> a message; nothing that goes wrong here costs the night."""
 
 import logging
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Models of the last nights on the normals of each night: the drift benchmark's matrix, for the user's own nights.
+"""Forgetting on the page: models of the last nights on the held-out normals of each night.
 
 Nothing is scored for it. Every night's evaluation has scored the held-out normals of that night and of those before it
 with the candidate and with the champion; its arrays are read from the folders of the last nights.

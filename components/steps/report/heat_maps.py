@@ -1,4 +1,4 @@
-"""Which golden images to show, and their heat maps: false alarms, missed defects, disagreements."""
+"""Heat maps on the page: false alarms, missed defects, disagreements."""
 
 import math
 from collections.abc import Sequence

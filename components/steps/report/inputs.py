@@ -1,4 +1,4 @@
-"""What the report is told about a night, and why a part of it may be missing."""
+"""Inputs of the report, and why a part of a night may be missing."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""Candidate against champion: metrics with intervals, paired differences, thresholds."""
+"""Metrics table: candidate against champion, with intervals, paired differences and thresholds."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The night's lots and the images that were kept out of training."""
+"""Quarantine on the page: the night's lots and the images that were kept out of training."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The page a person reads in the morning: one self-contained HTML file a night, also for nights that ended early.
+"""Report: the page of the morning, one self-contained HTML file a night, also for nights that ended early.
 
 The page lies in the step's folder as ``report.html`` and among the artifacts of the night's MLflow run as
 ``report/report.html``; the night's figures are logged to that run in one request. Equal inputs after the same

@@ -1,4 +1,4 @@
-"""The words of the page: verdict, reason, the night's key figures and where everything came from."""
+"""Summary on the page: verdict, reason, the night's key figures and where everything came from."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""CLIP's view of the night's images, beside the champion's: only what stands out far from its own night counts."""
+"""CLIP check of the night's images, beside the champion's: only what stands out far from its night counts."""
 
 from pathlib import Path
 

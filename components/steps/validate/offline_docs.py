@@ -1,4 +1,4 @@
-"""Great Expectations' pages without the network.
+"""Offline data docs: Great Expectations' pages without the network.
 
 They name style sheets, scripts and pictures on half a dozen foreign hosts: on a factory network such pages hang and
 stand there unstyled. The pages of results need none of the scripts to be read; the index is drawn by them, so it gets

@@ -1,4 +1,4 @@
-"""The quarantine: a folder and a list that a person can go through with a file manager and a spreadsheet."""
+"""Quarantine: a folder and a list that a person can go through with a file manager and a spreadsheet."""
 
 import csv
 import os

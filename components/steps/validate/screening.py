@@ -1,4 +1,4 @@
-"""Defective parts among the supposed normals: by the champion, or, without one, as outliers of their own night."""
+"""Screening for defective parts among the normals: by the champion or, without one, as outliers of their night."""
 
 import contextlib
 import logging

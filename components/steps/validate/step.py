@@ -1,4 +1,4 @@
-"""The night's images -> those that may be learnt from, and why the others may not.
+"""Validate: the night's images -> those that may be learnt from, and why the others may not.
 
 Five Great Expectations suites, each over what the one before has left: the *lots* (key, name, date, files), the
 *content* of each picture, its *identity* (doubles within the night, of history, of the golden set), the *screening* for

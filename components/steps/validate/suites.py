@@ -1,4 +1,4 @@
-"""The image contract as Great Expectations suites, and the room in which they are run.
+"""Expectation suites: the image contract for Great Expectations, and the run that checks it.
 
 Per-image expectations have severity ``warning``: their rows are quarantined. Per-lot ones are ``critical``: their rows
 are lots that are rejected whole. Every expectation carries the reason that people read.

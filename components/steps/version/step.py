@@ -1,4 +1,4 @@
-"""The night's batch -> a commit of the data repository, before anybody judges it.
+"""Version: the night's batch -> a commit of the data repository, before anybody judges it.
 
 Versioning comes before validation so that a rejected batch can be looked at again.
 """
