@@ -204,9 +204,9 @@ class GateSettings:
         )
         # It decides who becomes the anchor, so where it is undefined the gate has to say so.
         check(
-            self.superior_metric in self.anchor_margins,
+            not self.anchor_margins or self.superior_metric in self.anchor_margins,
             f"superior_metric {self.superior_metric!r} has no margin in gate.anchor_margins; "
-            f"these have: {', '.join(self.anchor_margins) or 'none'}",
+            f"these have: {', '.join(self.anchor_margins)}",
         )
         check_at_least(self, 1, "bootstrap_samples", "min_per_class", "max_package_bytes")
         check_share(self, "max_false_alarm_rate", "max_false_alarm_rise", "max_forgetting", "max_old_shift")
