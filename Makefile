@@ -10,6 +10,8 @@ INSTALLED := .venv/.installed
 PARALLEL := .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist
 FORMATTED := components dags stlm tests
 export UV_LINK_MODE ?= copy
+# pip asks rustc for its version, and a rustup without a folder at home would make one to answer.
+export RUSTUP_HOME ?= $(or $(wildcard $(HOME)/.rustup),$(CURDIR)/.venv/.rustup)
 # Nothing about what is built or tested here leaves this machine.
 export DO_NOT_TRACK := true
 export GX_ANALYTICS_ENABLED := false
@@ -28,7 +30,7 @@ $(INSTALLED): requirements.lock infra/bootstrap.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed; name it: make PYTHON=...")'
 	@echo "Setting up .venv; the first time takes a few minutes"
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@RUSTUP_HOME=.venv/.rustup .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r infra/bootstrap.lock
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r infra/bootstrap.lock
 	@.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --require-hashes -r requirements.lock
 	@.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
